@@ -1,0 +1,38 @@
+# `make` lists what can be made. Everything happens in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help install fit predict tensorboard test lint check clean
+
+help: ## list these targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
+
+install: .venv/installed ## create .venv and install the project into it
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+fit: install ## train on names.txt and print new names; ARGS='--data.path my_words.txt' for others
+	$(BIN)/python -m makemore_pl fit $(ARGS)
+
+predict: install ## print more names; ARGS='--sample.num_names 50'
+	$(BIN)/python -m makemore_pl predict $(ARGS)
+
+tensorboard: install ## show the curves of all runs
+	$(BIN)/tensorboard --logdir lightning_logs
+
+test: install ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## check style and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+check: lint test ## what CI runs
+
+clean: ## remove .venv and caches, but no runs
+	rm -rf .venv .*_cache .hypothesis build dist

@@ -1,0 +1,101 @@
+"""What happens around training: its progress, the validation at its end, and the way of names to stdout."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+
+class ValidateLastStep(Callback):
+    """Validates after the last step too, wherever the interval falls, so that the final weights are judged."""
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Asks for the end, before which Lightning validates once more."""
+        last_step = trainer.global_step == trainer.max_steps
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if last_step or last_epoch:
+            trainer.should_stop = True
+
+
+class NamesWriter(Callback):
+    """Writes sampled names to stdout, one a line, as they come."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Sequence[str], *_: Any
+    ) -> None:
+        """Writes one chunk."""
+        if trainer.is_global_zero:
+            sys.stdout.writelines(f"{name}\n" for name in outputs)
+
+
+class Progress(ProgressBar):
+    """Steps, losses, speed and time left on stderr: a live bar on a terminal, a line now and then elsewhere.
+
+    Lightning's own bars count the batches of an epoch, of which the counted view has one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(stderr=True)
+        self.bar: RichProgress | None = None
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Called by Lightning on all ranks but the first."""
+        self.enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the bar."""
+        total = trainer.estimated_stepping_batches
+        self.total = int(total) if total != float("inf") else None
+        self.start = self.said = time.monotonic()
+        self.first_step = trainer.global_step
+        if self.enabled and self.console.is_terminal:
+            columns = [MofNCompleteColumn(), BarColumn(None), TextColumn("{task.description}"), TimeRemainingColumn()]
+            self.bar = RichProgress(*columns, console=self.console)
+            self.task = self.bar.add_task("", total=self.total)
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Moves the bar; reads the losses twice a second, since that waits for the device."""
+        if self.bar is not None and self._due(0.5, trainer):
+            self.bar.update(self.task, completed=trainer.global_step, description=self._describe(trainer))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Says a line where there is no bar, unless one was just said."""
+        if self.bar is None and self.enabled and not trainer.sanity_checking and self._due(5.0, trainer):
+            steps = f"{trainer.global_step}/{self.total}" if self.total else f"{trainer.global_step}"
+            print(f"step {steps}  {self._describe(trainer)}", file=sys.stderr)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leaves the bar as it stands."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=trainer.global_step, description=self._describe(trainer))
+        self._stop()
+
+    def on_exception(self, *_: Any) -> None:
+        """Gives the terminal back."""
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+    def _due(self, seconds: float, trainer: Trainer) -> bool:
+        now = time.monotonic()
+        due = now - self.said > seconds or trainer.global_step == self.total
+        self.said = now if due else self.said
+        return due
+
+    def _describe(self, trainer: Trainer) -> str:
+        losses = trainer.progress_bar_metrics
+        speed = (trainer.global_step - self.first_step) / (time.monotonic() - self.start)
+        parts = [f"{name.split('/')[0]} {losses[name]:.4f}" for name in ("train/loss", "val/loss") if name in losses]
+        return "  ".join(parts + [f"{speed:,.0f} steps/s"])

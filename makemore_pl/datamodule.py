@@ -1,0 +1,212 @@
+"""A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
+
+import random
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from makemore_pl.vocabulary import Vocabulary
+from makemore_pl.windows import build_windows, count_windows, split_words
+
+EVALUATION_ROWS = 2**15
+"""Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
+
+
+def default_path() -> Path:
+    """Where `names.txt` is: beside the package in a checkout, inside it once installed."""
+    inside = Path(__file__).with_name("names.txt")
+    return inside if inside.exists() else inside.parent.with_name("names.txt")
+
+
+def read_words(path: str | Path) -> list[str]:
+    """Reads a list of words, one a line, in UTF-8; blank lines and space around words do not count.
+
+    Raises:
+        ValueError: if the file cannot be read, is not UTF-8, or holds no word.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot read this word list ({error.strerror})") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
+        ) from None
+    # Only line feeds end a line: str.splitlines would cut words at U+2028 and the like.
+    words = [word for line in text.split("\n") if (word := line.strip())]
+    if not words:
+        raise ValueError(f"{path}: no words in this list; expected one a line")
+    return words
+
+
+class Batches:
+    """Hands out batches of tensors that stay where they are.
+
+    The order is a pure function of the seed and the step, so that a resumed run sees the very same batches.
+
+    Args:
+        tensors: of equal length; a batch holds the same rows of each.
+        batch_size: rows per batch; None for all rows at once.
+        seed: of the order, a new one each epoch; None for the order of the rows.
+        replacement: draw each row anew, as the notebook does, in place of every row once per epoch.
+    """
+
+    def __init__(
+        self, tensors: tuple[Tensor, ...], batch_size: int | None, seed: int | None = None, replacement: bool = False
+    ) -> None:
+        self.tensors = tensors
+        self.rows = len(tensors[0])
+        self.batch_size = min(batch_size or self.rows, self.rows)
+        self.seed = None if self.batch_size == self.rows and not replacement else seed
+        self.replacement = replacement
+        self.step = 0  # batches handed out so far, over all epochs
+        self.resumed = False
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        return -(-self.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """Gives one epoch, or what is left of the one that was resumed."""
+        if not self.resumed:
+            self.step = -(-self.step // len(self)) * len(self)  # the last epoch may have been cut short
+        self.resumed = False
+        epoch, start = divmod(self.step, len(self))
+        order = self._order(epoch)
+        for batch in range(start, len(self)):
+            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
+            self.step += 1  # before the batch leaves: nothing after the last yield is sure to run
+            yield tuple(tensor[rows if order is None else order[rows]] for tensor in self.tensors)
+
+    def _order(self, epoch: int) -> Tensor | None:
+        if self.seed is None:
+            return None
+        # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
+        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
+        if self.replacement:
+            order = torch.randint(self.rows, (self.rows,), generator=generator)
+        else:
+            order = torch.randperm(self.rows, generator=generator)
+        return order.to(self.tensors[0].device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place to go on from; Lightning keeps it in the checkpoint."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back to a place."""
+        self.step = state["step"]
+        self.resumed = True
+
+
+class NamesDataModule(LightningDataModule):
+    """Turns a list of words into windows.
+
+    Args:
+        path: a list of words, one a line, in UTF-8; the 32,033 names of names.txt if left out.
+        num_words: use the first so many words of the list; all if left out.
+        vocabulary: the characters, sorted, in one string; those of the list if left out.
+        block_size: T, how many characters a context holds.
+        counted: collapse equal contexts into one row that counts what came next: the same loss and gradient
+            at a fraction of the cost. Off: one row per window, as in the notebook.
+        batch_size: rows per training step; all of them if left out.
+        replacement: draw each row of a batch anew, as the notebook does, in place of every row once per epoch.
+        train_fraction: the share of words to train on.
+        val_fraction: the share to validate on; what is left is for the test. With 0, validation runs on
+            the training words.
+        split_seed: of the shuffle before the split.
+        order_seed: of the order of batches.
+
+    Raises:
+        ValueError: if the list cannot be used, or a size or share is out of range.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        num_words: int | None = None,
+        vocabulary: str | None = None,
+        block_size: int = 3,
+        counted: bool = True,
+        batch_size: int | None = None,
+        replacement: bool = False,
+        train_fraction: float = 0.8,
+        val_fraction: float = 0.1,
+        split_seed: int = 42,
+        order_seed: int = 2147483647,
+    ) -> None:
+        super().__init__()
+        for name, size in [("num_words", num_words), ("block_size", block_size), ("batch_size", batch_size)]:
+            if size is not None and size < 1:
+                raise ValueError(f"{name} is {size}: expected 1 or more")
+        # Kept for validate and test; not logged, since model and data share keys.
+        self.save_hyperparameters(logger=False)
+        self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def _list(self) -> list[str]:
+        return read_words(self.hparams["path"] or default_path())
+
+    @property
+    def words(self) -> list[str]:
+        """The words in use, in the order of the list."""
+        return self._list[: self.hparams["num_words"]]
+
+    @cached_property
+    def splits(self) -> dict[str, list[str]]:
+        """The words of `train`, `val` and `test`."""
+        hparams = self.hparams
+        train, val, test = split_words(
+            self.words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"]
+        )
+        return {"train": train, "val": val or train, "test": test}
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The characters of the whole list, also where few of its words are in use, or those that were given."""
+        given = self.hparams["vocabulary"]
+        return Vocabulary.from_words(self._list) if given is None else Vocabulary(given)
+
+    def setup(self, stage: str) -> None:
+        """Builds the tensors of the splits that the stage needs, on the Trainer's device where there is one."""
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        for split in {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
+            # Evaluation needs no order, so it always takes the counted form: the same figures, sooner.
+            X, Y = self.view(split, counted=self.hparams["counted"] or split != "train")
+            self.tensors[split] = X.to(device), Y.to(device)
+
+    def view(self, split: str, counted: bool) -> tuple[Tensor, Tensor]:
+        """Builds one split.
+
+        Args:
+            split: `train`, `val` or `test`.
+            counted: which of the two forms.
+
+        Returns:
+            X (N, T) int64 and Y (N,) int64, or counted X (M, T) int64 and Y (M, V) float32.
+
+        Raises:
+            ValueError: if the split has no words, or a word a character that the vocabulary does not know.
+        """
+        if not self.splits[split]:
+            raise ValueError(f"no words in the {split} split: its share is 0")
+        X, Y = build_windows(self.splits[split], self.vocabulary, self.hparams["block_size"])
+        return count_windows(X, Y, len(self.vocabulary)) if counted else (X, Y)
+
+    def train_dataloader(self) -> Batches:
+        hparams = self.hparams
+        return Batches(self.tensors["train"], hparams["batch_size"], hparams["order_seed"], hparams["replacement"])
+
+    def val_dataloader(self) -> Batches:
+        return Batches(self.tensors["val"], EVALUATION_ROWS)
+
+    def test_dataloader(self) -> Batches:
+        return Batches(self.tensors["test"], EVALUATION_ROWS)

@@ -1,0 +1,113 @@
+"""Words -> windows, the examples a model learns from, and their counted form. Pure functions.
+
+Shapes: N windows, M distinct contexts, T block size (context length), V vocabulary size.
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from makemore_pl.vocabulary import BOUNDARY, Vocabulary
+
+
+def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
+    """Builds one window for every character and for the end of every word.
+
+    "emma" at block size 3 gives `... -> e`, `..e -> m`, `.em -> m`, `emm -> a`, `mma -> .`
+    (makemore part 2, "build the dataset").
+
+    Args:
+        words: the words, in order.
+        vocabulary: knows every character of the words.
+        block_size: T, how many characters a context holds, >= 1.
+
+    Returns:
+        X (N, T) int64 contexts and Y (N,) int64 next characters.
+
+    Raises:
+        ValueError: if block_size < 1, or a character is not in the vocabulary.
+    """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}: expected 1 or more")
+    Y = vocabulary.encode_words(words)
+    X = torch.zeros(len(Y), block_size, dtype=torch.int64)
+    # The column t is the column to its right, one step earlier, cut off where the word begins.
+    begins = torch.zeros(len(Y), dtype=torch.bool)
+    begins[:1] = True
+    begins[1:] = Y[:-1] == BOUNDARY
+    column = Y
+    for t in reversed(range(block_size)):
+        X[1:, t] = column[:-1]
+        column = X[:, t].masked_fill_(begins, BOUNDARY)
+    return X, Y
+
+
+def show_windows(X: Tensor, Y: Tensor, vocabulary: Vocabulary) -> str:
+    """Draws windows as the notebook does, one a line: `emm --> a`."""
+    pairs = zip(X.tolist(), Y.tolist(), strict=True)
+    return "\n".join(f"{vocabulary.decode(x)} --> {vocabulary.decode([y])}" for x, y in pairs)
+
+
+def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Collapses equal contexts into one row that counts what came next.
+
+    The mean cross-entropy over the rows, weighted by their counts, is the mean over the windows, and so is its
+    gradient: nothing is lost but the order.
+
+    Args:
+        X: (N, T) int64 contexts.
+        Y: (N,) int64 next characters.
+        vocab_size: V.
+
+    Returns:
+        The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) float32.
+    """
+    key, keys = torch.zeros(len(X), dtype=torch.int64), 1
+    for x in X.unbind(1):
+        if keys > 2**62 // vocab_size:  # a further character would not fit into 64 bits: renumber what there is
+            key, keys = torch.unique(key, return_inverse=True)[1], len(X)
+        key, keys = key * vocab_size + x, keys * vocab_size
+    distinct, row = torch.unique(key, return_inverse=True)
+    M = len(distinct)
+    contexts = torch.empty(M, X.shape[1], dtype=torch.int64)
+    contexts[row] = X
+    counts = torch.bincount(row * vocab_size + Y, minlength=M * vocab_size)
+    return contexts, counts.view(M, vocab_size).to(torch.float32)
+
+
+def split_words(
+    words: Sequence[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42
+) -> tuple[list[str], list[str], list[str]]:
+    """Shuffles the words and cuts them into train, validation and test (the lecture's 80/10/10).
+
+    Args:
+        words: the words, in the order of the list.
+        train_fraction: the share of the words to train on.
+        val_fraction: the share to validate on; what is left is for the test.
+        seed: of `random.Random`, as in the lecture.
+
+    Returns:
+        Three lists that hold every word once.
+
+    Raises:
+        ValueError: if the fractions are not in range, or a split with a share gets no word.
+    """
+    held = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
+    if not (0 < train_fraction <= 1 and val_fraction >= 0 and held <= 1):
+        raise ValueError(
+            f"train_fraction {train_fraction:g} and val_fraction {val_fraction:g}: expected shares of 1, train above 0"
+        )
+    shuffled = list(words)
+    random.Random(seed).shuffle(shuffled)
+    first, second = int(train_fraction * len(words)), int(held * len(words))
+    splits = shuffled[:first], shuffled[first:second], shuffled[second:]
+    shares = {"train": train_fraction, "validation": val_fraction, "test": 1 - held}
+    for (name, share), split in zip(shares.items(), splits, strict=True):
+        if share > 0 and not split:
+            raise ValueError(
+                f"{len(words)} words are too few: {share:.0%} for {name} is not one word; "
+                "give more words or other fractions (train_fraction 1 and val_fraction 0 hold none back)"
+            )
+    return splits

@@ -1,0 +1,340 @@
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import notebook
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from makemore_pl import cli
+
+QUICK = ["--trainer.max_steps", 4, "--model.hidden_size", 8]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def scalars(run):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def files(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# The default recipe, as a user runs it.
+
+
+def test_fit_trains_to_the_promised_loss(default_fit, names):
+    folder, fit = default_fit
+    assert fit.returncode == 0, fit.stderr
+    checkpoint = torch.load(folder / "lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert set(checkpoint["state_dict"]) == {"C", "W1", "b1", "W2", "b2"}
+    stoi = notebook.stoi(names)
+    _, val, _ = notebook.split(names)
+    val_loss = notebook.negative_log_likelihood(checkpoint["state_dict"], *notebook.build_dataset(val, stoi)).item()
+    loss = notebook.negative_log_likelihood(checkpoint["state_dict"], *notebook.build_dataset(names, stoi)).item()
+    assert val_loss <= 2.10
+    assert loss <= 2.06
+    assert f"(val/loss {val_loss:.4f})" in fit.stderr
+
+
+def test_fit_ends_with_names_and_the_way_on(default_fit):
+    _, fit = default_fit
+    assert len(fit.stdout.split("\n")) == 21
+    assert all(name.isascii() and name.isalpha() for name in fit.stdout.split())
+    path = Path("lightning_logs", "version_0", "checkpoints", "best.ckpt")
+    first, *progress, checkpoint, names, curves = fit.stderr.rstrip("\n").split("\n")
+    assert first == "32,033 words (25,626 train / 3,203 val / 3,204 test), 26 characters, 11,897 parameters"
+    assert progress
+    assert all(line.startswith("step ") for line in progress)
+    assert checkpoint.startswith(f"checkpoint: {path} (val/loss 2.0")
+    assert names == f"more names: python -m makemore_pl predict --ckpt_path {path}"
+    assert curves == "the curves: tensorboard --logdir lightning_logs"
+
+
+def test_fit_leaves_best_and_last_and_curves(default_fit):
+    folder, _ = default_fit
+    run = folder / "lightning_logs" / "version_0"
+    assert [name for name in files(run) if "events" not in name] == [
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "hparams.yaml",
+    ]
+    last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert last["global_step"] == 500
+    assert len(last["optimizer_states"][0]["state"]) == 5
+    assert {type(value) for value in last["hyper_parameters"].values()} <= {str, int, float}
+
+    curves = scalars(run)
+    assert {"train/loss", "val/loss", "val/perplexity", "val/accuracy", "lr-AdamW"} <= curves.keys()
+    steps, losses = zip(*curves["val/loss"], strict=True)
+    assert steps[-1] == 499
+    assert losses[-1] < losses[0]
+    for (_, loss), (_, perplexity) in zip(curves["val/loss"], curves["val/perplexity"], strict=True):
+        assert perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    assert curves["lr-AdamW"][0][1] > curves["lr-AdamW"][-1][1]
+
+
+def test_predict_gives_the_names_of_the_newest_run_and_nothing_else(default_fit, command):
+    folder, fit = default_fit
+    before = files(folder)
+    predict = command("predict", cwd=folder)
+    assert predict.stdout == fit.stdout
+    assert predict.stderr == "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt\n"
+    assert files(folder) == before
+
+
+def test_predict_needs_no_word_list_and_no_run_folder(default_fit, command, tmp_path):
+    folder, fit = default_fit
+    (tmp_path / "alone.ckpt").write_bytes((folder / "lightning_logs/version_0/checkpoints/best.ckpt").read_bytes())
+    predict = command("predict", "--ckpt_path", "alone.ckpt", "--data.path", "nowhere.txt", cwd=tmp_path)
+    assert predict.stdout == fit.stdout
+    assert files(tmp_path) == ["alone.ckpt"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_predict_into_head_is_quiet(default_fit):
+    folder, fit = default_fit
+    line = f"set -o pipefail; {sys.executable} -m makemore_pl predict --sample.num_names 200000 | head -3"
+    head = subprocess.run(["bash", "-c", line], cwd=folder, text=True, capture_output=True, timeout=300)
+    assert head.stdout.split("\n") == fit.stdout.split("\n")[:3] + [""]
+    assert head.stderr.count("\n") == 1
+    assert head.returncode == 0
+
+
+def test_sample_options_reach_the_sampler(default_fit, call, monkeypatch):
+    folder, _ = default_fit
+    monkeypatch.chdir(folder)
+
+    def names(**options):
+        flags = [item for key, value in options.items() for item in (f"--sample.{key}", value)]
+        status, out, _ = call("predict", *flags)
+        assert status == 0
+        return out.split("\n")[:-1]
+
+    assert len(names(num_names=5000)) == 5000
+    assert names(num_names=7, seed=1) == names(num_names=20, seed=1)[:7] != names(num_names=7, seed=2)
+    assert all(name.startswith("mar") for name in names(prompt="mar"))
+    assert len(set(names(num_names=50, temperature=0.01))) < 5
+    assert max(len(name) for name in names(num_names=50, max_length=4)) == 4
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_validate_and_test_judge_the_checkpoint_on_its_own_split(stage, default_fit, call, monkeypatch, names):
+    folder, _ = default_fit
+    monkeypatch.chdir(folder)
+    before = files(folder)
+    status, out, _ = call(stage)
+    assert status == 0
+    checkpoint = torch.load(folder / "lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    words = notebook.split(names)[1 if stage == "validate" else 2]
+    X, Y = notebook.build_dataset(words, notebook.stoi(names))
+    loss = notebook.negative_log_likelihood(checkpoint["state_dict"], X, Y).item()
+    assert f"{'val' if stage == 'validate' else 'test'}/loss" in out
+    assert f"{loss:.5f}" in out
+    assert files(folder) == before
+
+
+# A list of one's own.
+
+
+def test_a_list_of_ones_own(folder, call, towns):
+    path, words = towns
+    status, out, err = call("fit", "--data.path", path, *QUICK, "--model.block_size", 2, "--data.split_seed", 7)
+    assert status == 0, err
+    assert set(out) <= set("".join(words)) | {"\n"}
+
+    # The list, the split and the block size come back with the checkpoint; what was asked for wins.
+    status, out, err = call("validate")
+    assert status == 0, err
+    status, _, err = call("validate", "--data.path", "elsewhere.txt")
+    assert (status, err.split("\n")[1]) == (
+        2,
+        "error: elsewhere.txt: cannot read this word list (No such file or directory)",
+    )
+    status, out, err = call("predict", "--sample.prompt", "名", "--sample.num_names", 3)
+    assert status == 0
+    assert all(name.startswith("名") for name in out.split("\n")[:-1])
+
+
+def test_a_resumed_fit_goes_on(folder, call):
+    words = ["--data.num_words", 50, "--model.schedule", "constant"]
+    assert call("fit", *words, *QUICK)[0] == 0
+    status, _, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last", "--model.lr", 0.5)
+    assert status == 0, err
+    assert err.startswith("checkpoint: lightning_logs/version_0/checkpoints/last.ckpt\n50 words (40 train")
+    resumed = torch.load("lightning_logs/version_1/checkpoints/last.ckpt", weights_only=True)
+    assert resumed["global_step"] == 6
+    assert resumed["hyper_parameters"]["hidden_size"] == 8
+    assert resumed["hyper_parameters"]["schedule"] == "constant"
+    assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+
+
+def test_the_newest_run_is_taken(folder, call):
+    for words in (50, 60):
+        assert call("fit", "--data.num_words", words, *QUICK)[0] == 0
+    assert call("predict")[2] == "checkpoint: lightning_logs/version_1/checkpoints/best.ckpt\n"
+    os.utime("lightning_logs/version_0/checkpoints/best.ckpt")
+    assert call("predict")[2] == "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt\n"
+    assert call("predict", "--ckpt_path", "last")[2] == "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt\n"
+
+
+def test_runs_go_where_they_are_sent(folder, call):
+    assert call("fit", "--data.num_words", 50, *QUICK, "--trainer.default_root_dir", "elsewhere")[0] == 0
+    assert not (folder / "lightning_logs").exists()
+    assert call("predict", "--trainer.default_root_dir", "elsewhere")[2].startswith("checkpoint: elsewhere/lightning")
+
+
+def test_epochs_can_be_counted_instead_of_steps(folder, call):
+    options = ["--data.num_words", 50, "--data.batch_size", 30, "--trainer.max_epochs", 2]
+    status, _, err = call("fit", *options, "--model.hidden_size", 8)
+    assert status == 0, err
+    last = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["epoch"] == 1
+    assert last["global_step"] > 2
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--trainer.logger", "false"],
+        ["--trainer.enable_checkpointing", "false"],
+        ["--trainer.enable_progress_bar", "false"],
+        ["--trainer.fast_dev_run", "true"],
+        ["--trainer.precision", "64-true"],
+        ["--trainer.precision", "bf16-mixed"],
+        ["--trainer.accumulate_grad_batches", "2"],
+        ["--data.counted", "false", "--data.batch_size", "16"],
+    ],
+)
+def test_trainer_flags_go_through(flags, folder, call):
+    status, out, err = call("fit", "--data.num_words", 50, *QUICK, *flags)
+    assert status == 0, err
+    assert len(out.split("\n")) == 21
+    assert "config.yaml" not in files(folder)
+
+
+# Mistakes: one line on stderr, exit status 2, nothing half-written.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--data.path", "nowhere.txt"], "nowhere.txt: cannot read this word list (No such file or directory)"),
+        (["fit", "--data.path", "."], ".: cannot read this word list (Is a directory)"),
+        (["fit", "--data.path", "empty.txt"], "empty.txt: no words in this list; expected one a line"),
+        (
+            ["fit", "--data.path", "latin1.txt"],
+            "latin1.txt, line 2: byte 0xeb is not UTF-8; save the list as UTF-8 and try again",
+        ),
+        (
+            ["fit", "--data.num_words", "5"],
+            "5 words are too few: 10% for validation is not one word; give more words or other fractions "
+            "(train_fraction 1 and val_fraction 0 hold none back)",
+        ),
+        (["fit", "--model.block_size", "0"], "block_size is 0: expected 1 or more"),
+        (["fit", "--model.lr", "fast"], "Parser key \"model.lr\": Expected a <class 'float'>. Got value: fast"),
+        (["fit", "--model.init", "random"], 'Parser key "model.init": Expected a typing.Literal'),
+        (["fit", "--model.nonsense", "3"], "unrecognized arguments: --model.nonsense 3"),
+        (["fit", "--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3"),
+        (["fit", "--data.train_fraction", "0.95"], "train_fraction 0.95 and val_fraction 0.1: expected shares of 1"),
+        (["fit", "--config", "nowhere.yaml"], 'Parser key "config":'),
+        (["fit", "--ckpt_path", "last"], "no last.ckpt under lightning_logs: train first (python -m makemore_pl fit)"),
+        (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
+        (["predict"], "no best.ckpt under lightning_logs: train first (python -m makemore_pl fit) or name a file"),
+        (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
+        (["predict", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt: not a checkpoint of makemore_pl"),
+        (["predict", "--sample.temperature", "0"], "no best.ckpt"),
+        (["fot"], "argument subcommand: invalid choice: 'fot'"),
+        ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(arguments, message, folder, call):
+    (folder / "empty.txt").write_bytes(b"\n")
+    (folder / "latin1.txt").write_bytes(b"emma\nzo\xeb\n")
+    torch.save({"weights": torch.zeros(3)}, folder / "foreign.ckpt")
+    before = files(folder)
+    status, out, err = call(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+    assert files(folder) == before
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_said_in_one_line(command, tmp_path):
+    fit = command("fit", "--trainer.accelerator", "gpu", cwd=tmp_path)
+    assert fit.returncode == 2
+    assert fit.stderr == ("error: --trainer.accelerator gpu: torch finds no GPU here; leave the flag out, or say cpu\n")
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--sample.prompt", "Zoë"],
+            "prompt 'Zoë': character 'Z' is not among the 26 of this vocabulary: 'abcdefghijklmnopqrstuvwxyz'",
+        ),
+        (["--sample.temperature", "0"], "temperature is 0: expected a number above 0"),
+        (["--sample.num_names", "-1"], "num_names is -1: expected 1 or more"),
+        (["--model.hidden_size", "100"], "--model.hidden_size 100: the checkpoint has 200; leave the flag out"),
+        (["--model.vocabulary", "abc"], "--model.vocabulary abc: the checkpoint has abcdef"),
+    ],
+)
+def test_a_mistake_of_predict_is_answered_in_one_line(arguments, message, default_fit, call, monkeypatch):
+    monkeypatch.chdir(default_fit[0])
+    status, out, err = call("predict", *arguments)
+    assert (status, out) == (2, "")
+    checkpoint, error = err.rstrip("\n").split("\n")
+    assert checkpoint.startswith("checkpoint: ")
+    assert error.startswith(f"error: {message}")
+
+
+def test_a_resumed_fit_refuses_other_sizes(folder, call):
+    assert call("fit", "--data.num_words", 50, *QUICK)[0] == 0
+    status, _, err = call("fit", "--ckpt_path", "last", "--model.hidden_size", 9)
+    assert status == 2
+    assert err.endswith("error: --model.hidden_size 9: the checkpoint has 8; leave the flag out\n")
+
+
+# Help.
+
+
+def test_every_option_is_documented(call):
+    for subcommand in ("fit", "validate", "test", "predict"):
+        status, out, _ = call(subcommand, "--help")
+        assert status == 0
+        assert "help:" not in out
+        ours = [part for part in re.split(r"\n  --", out) if part.startswith(("model.", "data.", "sample."))]
+        assert len(ours) >= 18
+        for part in ours:
+            name, _, text = " ".join(part.split()).partition(" ")
+            assert len(text.partition("(type")[0].split()) > 2, name
+    options = ["num_names", "prompt", "temperature", "seed"]
+    assert all(f"--sample.{option} " in out for option in options)
+
+
+def test_print_config_is_a_config(folder, call):
+    status, out, _ = call("fit", "--model.hidden_size", 9, "--print_config")
+    assert status == 0
+    (folder / "mine.yaml").write_text(out)
+    status, again, _ = call("fit", "--config", "mine.yaml", "--print_config")
+    assert (status, again) == (0, out)
+
+
+def test_unasked_values_are_none_that_a_checkpoint_could_have():
+    # `before_instantiate_classes` tells by them what was asked for.
+    assert cli.UNASKED == {"block_size": 0, "vocabulary": ""}
+    with pytest.raises(ValueError, match="block_size"):
+        cli.MLP(**cli.UNASKED)

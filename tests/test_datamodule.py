@@ -1,0 +1,147 @@
+import notebook
+import pytest
+import torch
+
+from makemore_pl import NamesDataModule
+from makemore_pl.datamodule import Batches, default_path, read_words
+
+
+def test_the_default_list_is_names_txt(names):
+    assert read_words(default_path()) == names
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"emma\nolivia\n", ["emma", "olivia"]),
+        (b"emma\r\nolivia", ["emma", "olivia"]),
+        (b"\xef\xbb\xbfemma\n", ["emma"]),
+        (b"  emma \n\n \t\nava", ["emma", "ava"]),
+        ("a\u2028b\x85c\nd".encode(), ["a\u2028b\x85c", "d"]),
+        (b"St. Gallen\nemma\nemma", ["St. Gallen", "emma", "emma"]),
+    ],
+)
+def test_lists_are_read_line_by_line(raw, words, tmp_path):
+    (tmp_path / "list.txt").write_bytes(raw)
+    assert read_words(tmp_path / "list.txt") == words
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"", "list.txt: no words"),
+        (b" \n\r\n", "list.txt: no words"),
+        (b"emma\nzo\xeb\n", "list.txt, line 2: byte 0xeb is not UTF-8"),
+    ],
+)
+def test_unusable_lists_are_refused(raw, message, tmp_path):
+    (tmp_path / "list.txt").write_bytes(raw)
+    with pytest.raises(ValueError, match=message):
+        read_words(tmp_path / "list.txt")
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.txt: cannot read this word list \(No such file or directory\)"):
+        read_words(tmp_path / "nowhere.txt")
+    with pytest.raises(ValueError, match="cannot read this word list"):
+        read_words(tmp_path)
+
+
+def test_the_splits_are_the_windows_of_the_lecture(names):
+    data = NamesDataModule(counted=False)
+    data.setup("fit"), data.setup("test")
+    for split, words, windows in zip(
+        ["train", "val", "test"], notebook.split(names), [182518, 22939, 22689], strict=True
+    ):
+        X, Y = data.view(split, counted=False)
+        expected_X, expected_Y = notebook.build_dataset(words, notebook.stoi(names))
+        assert torch.equal(X, expected_X)
+        assert torch.equal(Y, expected_Y)
+        assert len(X) == windows
+    assert torch.equal(data.tensors["train"][0], data.view("train", counted=False)[0])
+
+
+def test_few_words_of_a_list_keep_its_alphabet():
+    data = NamesDataModule(num_words=50)
+    assert len(data.words) == 50
+    assert len(data.vocabulary) == 27
+
+
+def test_without_words_held_back_validation_runs_on_the_training_words():
+    data = NamesDataModule(num_words=5, train_fraction=1, val_fraction=0)
+    assert data.splits["val"] == data.splits["train"]
+    with pytest.raises(ValueError, match="no words in the test split"):
+        data.setup("test")
+
+
+def test_a_given_vocabulary_must_cover_the_list(tmp_path):
+    (tmp_path / "list.txt").write_text("emma\nzoë\n" * 10, encoding="utf-8")
+    data = NamesDataModule(str(tmp_path / "list.txt"), vocabulary="aemoz")
+    with pytest.raises(ValueError, match="'zoë': character 'ë'"):
+        data.setup("fit")
+
+
+@pytest.mark.parametrize("name", ["num_words", "block_size", "batch_size"])
+def test_sizes_outside_their_range_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0: expected 1 or more"):
+        NamesDataModule(**{name: 0})
+
+
+ROWS = torch.arange(10), torch.arange(10) * 2
+
+
+def epochs(batches, n):
+    return [[x.tolist() for x, _ in batches] for _ in range(n)]
+
+
+def test_without_a_seed_batches_are_slices():
+    batches = Batches(ROWS, 4)
+    assert len(batches) == 3
+    assert epochs(batches, 2) == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]] * 2
+    assert epochs(Batches(ROWS, None, seed=1), 1) == [[list(range(10))]]
+
+
+def test_every_row_comes_once_an_epoch_in_an_order_of_its_own():
+    first, second = epochs(Batches(ROWS, 4, seed=1), 2)
+    for epoch in (first, second):
+        assert sorted(row for batch in epoch for row in batch) == list(range(10))
+        assert [len(batch) for batch in epoch] == [4, 4, 2]
+    assert first != second
+    assert epochs(Batches(ROWS, 4, seed=1), 2) == [first, second]
+    assert epochs(Batches(ROWS, 4, seed=2), 1) != [first]
+
+
+def test_an_epoch_that_was_cut_short_is_followed_by_a_whole_one():
+    first, second = epochs(Batches(ROWS, 4, seed=1), 2)
+    batches = Batches(ROWS, 4, seed=1)
+    assert next(iter(batches))[0].tolist() == first[0]
+    assert epochs(batches, 1) == [second]
+
+
+def test_rows_of_all_tensors_stay_together():
+    for x, y in Batches(ROWS, 3, seed=1):
+        assert torch.equal(x * 2, y)
+
+
+def test_with_replacement_rows_repeat():
+    rows = [row for epoch in epochs(Batches(ROWS, 5, seed=1, replacement=True), 20) for batch in epoch for row in batch]
+    counts = torch.bincount(torch.tensor(rows), minlength=10)
+    assert counts.sum() == 200
+    assert counts.min() < 20 < counts.max()
+    assert not torch.equal(counts, torch.full((10,), 20))
+
+
+@pytest.mark.parametrize("stop", range(7))
+def test_batches_go_on_where_they_stopped(stop):
+    whole = [batch for epoch in epochs(Batches(ROWS, 4, seed=1), 3) for batch in epoch]
+    first, seen = Batches(ROWS, 4, seed=1), []
+    while len(seen) < stop:
+        for x, _ in first:
+            seen.append(x.tolist())
+            if len(seen) == stop:
+                break
+    second = Batches(ROWS, 4, seed=1)
+    second.load_state_dict(first.state_dict())
+    while len(seen) < 9:
+        seen += [x.tolist() for x, _ in second]
+    assert seen == whole

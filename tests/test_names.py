@@ -1,0 +1,9 @@
+import hashlib
+
+
+def test_names_are_those_of_the_notebook(names):
+    assert len(names) == 32033
+    assert names[:8] == ["emma", "olivia", "ava", "isabella", "sophia", "charlotte", "mia", "amelia"]
+    digest = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    assert digest == "a9709ebc7a567f82800674afbc0e06c5f37b266b339e78de606f7a8023d4b118"
+    assert sum(len(name) + 1 for name in names) == 228146

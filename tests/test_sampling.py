@@ -1,0 +1,117 @@
+from collections import Counter
+
+import pytest
+import torch
+
+from makemore_pl import Sampler, Vocabulary
+from makemore_pl import sampling as sampling_module
+
+AB = Vocabulary("ab")
+
+
+def coins(context):
+    """After `b` the word ends with probability 1/2 or goes on with a; after anything else b comes up 3 times in 4."""
+    after_b = torch.tensor([0.5, 0.5, 0.0]).log()
+    otherwise = torch.tensor([1.0, 1.0, 6.0]).log()
+    return torch.where(context[:, -1:] == 2, after_b, otherwise)
+
+
+def draw(next_logits=coins, vocabulary=AB, block_size=2, **options):
+    return list(Sampler(**options).names(next_logits, vocabulary, block_size))
+
+
+def test_words_come_as_often_as_their_probability():
+    n = 40_000
+    found = Counter(draw(num_names=n, max_length=50))
+    # First character: a 1/7, b 6/7, since no word is empty. Later: end 1/8, a 1/8, b 6/8 after a.
+    expected = {
+        "a": 1 / 7 * 1 / 8,
+        "b": 6 / 7 * 1 / 2,
+        "aa": 1 / 7 * 1 / 8 * 1 / 8,
+        "ab": 1 / 7 * 6 / 8 * 1 / 2,
+        "ba": 6 / 7 * 1 / 2 * 1 / 8,
+        "bab": 6 / 7 * 1 / 2 * 6 / 8 * 1 / 2,
+    }
+    for word, p in expected.items():
+        assert abs(found[word] - n * p) < 4.5 * (n * p * (1 - p)) ** 0.5, word
+    assert "" not in found
+    assert not any("bb" in word for word in found)
+
+
+def test_temperature_divides_the_logits():
+    n = 40_000
+    p = Counter(name[0] for name in draw(num_names=n, temperature=2.0))["a"] / n
+    expected = 1 / (1 + 6**0.5)
+    assert abs(p - expected) < 4.5 * (expected * (1 - expected) / n) ** 0.5
+    assert set(draw(num_names=100, temperature=1e-3, max_length=4)) <= {"b", "bab", "baba"}
+
+
+def test_the_same_seed_gives_the_same_names_and_fewer_are_the_first_of_more(monkeypatch):
+    monkeypatch.setattr(sampling_module, "CHUNK", 64)
+    many = draw(num_names=200, seed=5)
+    assert len(many) == 200
+    assert draw(num_names=200, seed=5) == many
+    for n in (1, 63, 64, 65, 150):
+        assert draw(num_names=n, seed=5) == many[:n]
+    assert draw(num_names=200, seed=6) != many
+    assert many[:64] != many[64:128]
+
+
+def test_chunks_can_be_drawn_in_any_order(monkeypatch):
+    monkeypatch.setattr(sampling_module, "CHUNK", 64)
+    sampler = Sampler(num_names=150)
+    assert len(sampler) == 3
+    backwards = [own.draw(chunk, coins, AB, 2) for own, chunk in reversed(list(sampler))]
+    assert [name for chunk in reversed(backwards) for name in chunk] == draw(num_names=150)
+
+
+def test_names_begin_with_the_prompt_and_the_model_sees_it():
+    assert all(name.startswith("bb") and not name.startswith("bbb") for name in draw(num_names=50, prompt="bb"))
+
+
+def test_the_prompt_may_be_shorter_or_longer_than_the_block():
+    seen = []
+
+    def spy(context):
+        seen.append(context[0].tolist())
+        return torch.tensor([[100.0, 0.0, 0.0]]).repeat(len(context), 1)
+
+    assert draw(spy, num_names=1, prompt="a", block_size=3) == ["a"]
+    assert draw(spy, num_names=1, prompt="abba", block_size=3) == ["abba"]
+    assert seen == [[0, 0, 1], [2, 2, 1]]
+
+
+def test_a_model_that_never_ends_is_cut_off():
+    def endless(context):
+        return torch.tensor([[-torch.inf, 1.0, -torch.inf]]).repeat(len(context), 1)
+
+    assert draw(endless, num_names=2, max_length=7) == ["aaaaaaa"] * 2
+    assert draw(endless, num_names=1, prompt="b", max_length=1) == ["b"]
+
+
+def test_a_full_stop_of_the_alphabet_is_no_end():
+    def dots(context):
+        ends = (context == 1).all(dim=1, keepdim=True)
+        return torch.where(ends, torch.tensor([100.0, 0.0]), torch.tensor([0.0, 100.0]))
+
+    assert draw(dots, Vocabulary("."), num_names=2) == [".."] * 2
+
+
+def test_an_unknown_character_in_the_prompt_is_named():
+    with pytest.raises(ValueError, match="prompt 'aë': character 'ë' is not among the 2 of this vocabulary: 'ab'"):
+        draw(prompt="aë")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_names": 0}, "num_names is 0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": 2, "prompt": "aba"}, "room for the prompt 'aba'"),
+    ],
+)
+def test_options_outside_their_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(**options)

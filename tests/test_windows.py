@@ -1,0 +1,101 @@
+from collections import Counter
+
+import notebook
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from makemore_pl import Vocabulary
+from makemore_pl.windows import build_windows, count_windows, show_windows, split_words
+
+FIRST_FIVE = """
+... e|..e m|.em m|emm a|mma .
+... o|..o l|.ol i|oli v|liv i|ivi a|via .
+... a|..a v|.av a|ava .
+... i|..i s|.is a|isa b|sab e|abe l|bel l|ell a|lla .
+... s|..s o|.so p|sop h|oph i|phi a|hia .
+"""
+
+WORDS = st.lists(st.text(alphabet="abñ名.", min_size=1, max_size=9), min_size=1, max_size=30)
+
+
+def test_the_first_five_names_give_the_32_rows_of_the_notebook(names):
+    vocabulary = Vocabulary.from_words(names)
+    X, Y = build_windows(names[:5], vocabulary, 3)
+    assert (X.shape, X.dtype) == ((32, 3), torch.int64)
+    assert (Y.shape, Y.dtype) == ((32,), torch.int64)
+    rows = [row.split() for line in FIRST_FIVE.split("\n")[1:-1] for row in line.split("|")]
+    assert show_windows(X, Y, vocabulary) == "\n".join(f"{x} --> {y}" for x, y in rows)
+    assert X[3].tolist() == [5, 13, 13]
+
+
+@given(WORDS, st.integers(1, 12))
+def test_windows_are_those_of_the_double_loop(words, block_size):
+    X, Y = build_windows(words, Vocabulary.from_words(words), block_size)
+    expected_X, expected_Y = notebook.build_dataset(words, notebook.stoi(words), block_size)
+    assert torch.equal(X, expected_X)
+    assert torch.equal(Y, expected_Y)
+
+
+def test_no_words_give_no_windows():
+    X, Y = build_windows([], Vocabulary("ab"), 3)
+    assert X.shape == (0, 3)
+    assert Y.shape == (0,)
+
+
+def test_block_size_must_be_positive():
+    with pytest.raises(ValueError, match="block_size is 0"):
+        build_windows(["a"], Vocabulary("a"), 0)
+
+
+@given(WORDS, st.integers(1, 12))
+def test_counts_are_those_of_a_dictionary(words, block_size):
+    vocabulary = Vocabulary.from_words(words)
+    X, Y = build_windows(words, vocabulary, block_size)
+    contexts, counts = count_windows(X, Y, len(vocabulary))
+    assert [tuple(x) for x in contexts.tolist()] == sorted({tuple(x) for x in X.tolist()})
+    expected = Counter((tuple(x), y) for x, y in zip(X.tolist(), Y.tolist(), strict=True))
+    found = {(tuple(contexts[i].tolist()), v): int(counts[i, v]) for i, v in counts.nonzero().tolist()}
+    assert found == expected
+
+
+def test_contexts_that_do_not_fit_into_64_bits_are_counted_too():
+    words = [chr(0x4E00 + i % 997) + chr(0x4E00 + i % 991) + "後" * (i % 40) for i in range(2000)]
+    vocabulary = Vocabulary.from_words(words)
+    assert len(vocabulary) ** 20 > 2**63
+    X, Y = build_windows(words, vocabulary, 20)
+    contexts, counts = count_windows(X, Y, len(vocabulary))
+    assert [tuple(x) for x in contexts.tolist()] == sorted({tuple(x) for x in X.tolist()})
+    expected = Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True))
+    assert {(tuple(contexts[i].tolist()), v): int(counts[i, v]) for i, v in counts.nonzero().tolist()} == expected
+
+
+def test_the_split_is_that_of_the_lecture(names):
+    assert split_words(names) == notebook.split(names)
+    assert [sum(len(word) + 1 for word in part) for part in split_words(names)] == [182518, 22939, 22689]
+
+
+def test_another_seed_and_other_fractions_split_otherwise():
+    words = [str(i) for i in range(100)]
+    train, val, test = split_words(words, 0.7, 0.1, seed=1)
+    assert [len(train), len(val), len(test)] == [70, 10, 20]
+    assert sorted(train + val + test) == sorted(words)
+    assert split_words(words, 0.7, 0.1, seed=2)[0] != train
+
+
+def test_nothing_need_be_held_back():
+    train, val, test = split_words(["a", "b", "c"], 1, 0)
+    assert sorted(train) == ["a", "b", "c"]
+    assert (val, test) == ([], [])
+
+
+@pytest.mark.parametrize("fractions", [(0, 0.5), (0.8, -0.1), (0.8, 0.3), (1.1, 0), (float("nan"), 0)])
+def test_fractions_outside_their_range_are_refused(fractions):
+    with pytest.raises(ValueError, match="expected shares of 1"):
+        split_words(["a"] * 100, *fractions)
+
+
+def test_too_few_words_for_the_split_are_refused():
+    with pytest.raises(ValueError, match="5 words are too few: 10% for validation"):
+        split_words(["a"] * 5)
