@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 __all__ = ["MLP", "NamesDataModule", "Sampler", "Vocabulary"]
 __version__ = "0.1.0"
 
-_ROOMS = {"MLP": "model", "NamesDataModule": "datamodule", "Sampler": "sampling", "Vocabulary": "vocabulary"}
+_MODULES = {"MLP": "model", "NamesDataModule": "datamodule", "Sampler": "sampling", "Vocabulary": "vocabulary"}
 
 
 def __getattr__(name: str) -> Any:
     # On demand: Lightning takes seconds to import, and whoever wants the vocabulary alone need not wait.
-    if name in _ROOMS:
-        return getattr(import_module(f"makemore_pl.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"makemore_pl.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -42,7 +42,6 @@ class Progress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self.console = Console(stderr=True)
         self.bar: RichProgress | None = None
         self.enabled = True
 
@@ -56,9 +55,10 @@ class Progress(ProgressBar):
         self.total = int(total) if total != float("inf") else None
         self.start = self.said = time.monotonic()
         self.first_step = trainer.global_step
-        if self.enabled and self.console.is_terminal:
+        console = Console(stderr=True)
+        if self.enabled and console.is_terminal:
             columns = [MofNCompleteColumn(), BarColumn(None), TextColumn("{task.description}"), TimeRemainingColumn()]
-            self.bar = RichProgress(*columns, console=self.console)
+            self.bar = RichProgress(*columns, console=console)
             self.task = self.bar.add_task("", total=self.total)
             self.bar.start()
 

@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,11 +14,13 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.faststeps import FastSteps
 from makemore_pl.model import MLP
 from makemore_pl.sampling import Sampler
 
@@ -31,15 +34,14 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+UNASKED = {"block_size": -(2**31), "vocabulary": ""}
+"""What stands for the hyperparameters that model and data share where nobody asked for them."""
+
 
 @rank_zero_only
 def say(line: str) -> None:
     """Tells the user something on stderr; stdout is for predictions."""
     print(line, file=sys.stderr, flush=True)
-
-
-UNASKED = {"block_size": 0, "vocabulary": ""}
-"""What stands for the hyperparameters that model and data share where nobody asked for them."""
 
 
 class Parser(LightningArgumentParser):
@@ -72,7 +74,7 @@ class CLI(LightningCLI):
         if parser.command == "fit":
             # The list decides the alphabet ...
             parser.link_arguments(
-                "data.vocabulary", "model.vocabulary", lambda vocabulary: vocabulary.characters, apply_on="instantiate"
+                "data.vocabulary", "model.vocabulary", attrgetter("characters"), apply_on="instantiate"
             )
             return
         # ... and afterwards the checkpoint does: predict needs no list, and the others must read theirs the same way.
@@ -89,14 +91,14 @@ class CLI(LightningCLI):
         # The links want their sources even where defaults are left out, so those get values that nobody asks for.
         linked = Namespace({f"{command}.model": Namespace(UNASKED)})  # type: ignore[no-untyped-call]
         self.asked = parser.parse_args(args, linked, defaults=False)[command]
-        if "trainer.max_epochs" in self.asked and "trainer.max_steps" not in self.asked:
+        if self.asked.get("trainer.max_epochs") is not None and "trainer.max_steps" not in self.asked:
             options.trainer.max_steps = -1  # who counts in epochs does not want to stop after our number of steps
 
         self.checkpoint: dict[str, Any] | None = None
+        self.same_run = command == "fit" and options.ckpt_path == "last"
         if command != "fit" or options.ckpt_path is not None:
             options.ckpt_path = str(find_checkpoint(options.ckpt_path, options.trainer.default_root_dir))
             self.checkpoint = read_checkpoint(options.ckpt_path)
-            say(f"checkpoint: {options.ckpt_path}")
 
     def before_instantiate_classes(self) -> None:
         command = self.config["subcommand"]
@@ -114,60 +116,85 @@ class CLI(LightningCLI):
             for group in ("model", "data")
         )
         fixed = self.checkpoint["hyper_parameters"]
-        for name in ["vocabulary", "block_size", "embedding_dim", "hidden_size"]:
+        for name in ["vocabulary", "block_size", "embedding_dim", "hidden_size"] + ["optimizer"] * (command == "fit"):
             if model.get(name, fixed[name]) != fixed[name]:
                 raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; leave the flag out")
-        theirs = {k: v for k, v in self.checkpoint["datamodule_hyper_parameters"].items() if k not in UNASKED}
-        self.config = self.parser.parse_object({command: {"model": model, "data": theirs | data}}, self.config)
+        theirs = self.checkpoint.get("datamodule_hyper_parameters", {})
+        data = {name: value for name, value in theirs.items() if name not in UNASKED} | data
+        self.config = self.parser.parse_object({command: {"model": model, "data": data}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        trainer = self.config_init[self.config["subcommand"]].trainer
-        callbacks = list(trainer.callbacks or [])
+        options = self.config_init[self.config["subcommand"]]
+        trainer = options.trainer
+        callbacks = trainer.callbacks or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        self.best: ModelCheckpoint | None = None
         if self.subcommand == "predict":
             callbacks.append(NamesWriter())
         if self.subcommand == "fit":
-            callbacks.append(ValidateLastStep())
+            callbacks += [ValidateLastStep(), FastSteps()]
+            if trainer.logger in (None, True):
+                version = Path(options.ckpt_path).parent.parent.name if self.same_run else None
+                root = trainer.default_root_dir or "."
+                kwargs["logger"] = TensorBoardLogger(root, "lightning_logs", version, default_hp_metric=False)
             if trainer.logger is not False and not trainer.fast_dev_run:
-                callbacks.append(LearningRateMonitor())
-            if trainer.enable_checkpointing is not False:
+                callbacks.append(LearningRateMonitor("step"))
+            if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
                 checkpoint = partial(ModelCheckpoint, enable_version_counter=False, auto_insert_metric_name=False)
-                callbacks.append(checkpoint(filename="best", monitor="val/loss"))
+                self.best = checkpoint(filename="best", monitor="val/loss")
                 # A second one: `save_last` would only follow the best, and an overfitting run goes on without it.
-                callbacks.append(checkpoint(filename="last"))
-            if trainer.enable_progress_bar is not False:
+                callbacks += [self.best, checkpoint(filename="last")]
+            if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
                 callbacks.append(Progress())
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_instantiate_classes(self) -> None:
-        options = self.config_init[self.config["subcommand"]]
         if self.checkpoint is None:
             return
+        options = self.config_init[self.config["subcommand"]]
         if self.subcommand == "fit":
+            self.model.on_load_checkpoint(self.checkpoint)  # refuses another alphabet before a folder is made
+            if 0 < options.trainer.max_steps <= self.checkpoint["global_step"]:
+                raise ValueError(
+                    f"{options.ckpt_path}: this run is finished, at step {self.checkpoint['global_step']:,}; "
+                    "give a larger --trainer.max_steps to go on"
+                )
             options.weights_only = True  # the Trainer reads the file again, for the optimizer and the loops
         else:
             # All that is wanted are five tensors; the Trainer would look for the callbacks of the training as well.
             self.model.load_state_dict(self.checkpoint["state_dict"])
-            options.ckpt_path = None
+            path, options.ckpt_path = options.ckpt_path, None
+            if self.subcommand == "predict":
+                options.sample.encode_prompt(self.model.vocabulary)  # refuses it before anything is said
+            say(f"checkpoint: {path}")
 
     def before_fit(self) -> None:
         data, model = self.datamodule, self.model
         sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
         parameters = sum(parameter.numel() for parameter in model.parameters())
+        if self.checkpoint is not None:
+            say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
         say(f"{len(data.words):,} words ({sizes}), {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
 
     def after_fit(self) -> None:
+        log_dir, path, loss = self.trainer.log_dir, "", None  # the folder is asked of all ranks
+        if self.best is not None:
+            path, loss = self.best.best_model_path, self.best.best_model_score
+            if not path:  # nothing was validated
+                path = str(Path(self.trainer.log_dir or "", "checkpoints", "last.ckpt"))
+                self.trainer.save_checkpoint(path)
         if not self.trainer.is_global_zero:
             return
-        model, saved = self.model, [c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        if saved and Path(saved[0].best_model_path).is_file():
-            model = MLP.load_from_checkpoint(saved[0].best_model_path, "cpu", weights_only=True)
-        print(*model.sample(), sep="\n", flush=True)
-        if model is not self.model:
-            path = os.path.relpath(saved[0].best_model_path)
-            say(f"checkpoint: {path} (val/loss {saved[0].best_model_score:.4f})")
+        if loss is not None and not torch.isfinite(loss):
+            raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
+        if path:
+            path = os.path.relpath(path)
+            say(f"checkpoint: {path}" + (f" (val/loss {loss:.4f})" if loss is not None else ""))
             say(f"more names: python -m makemore_pl predict --ckpt_path {path}")
-        if self.trainer.log_dir and self.trainer.logger:
-            say(f"the curves: tensorboard --logdir {os.path.relpath(Path(self.trainer.log_dir).parent)}")
+        if log_dir and isinstance(self.trainer.logger, TensorBoardLogger):
+            say(f"the curves: tensorboard --logdir {os.path.relpath(Path(log_dir).parent)}")
+        model = MLP.load_from_checkpoint(path, "cpu", weights_only=True) if path else self.model
+        print(*model.sample(), sep="\n", flush=True)
 
     def predict(self, **_: Any) -> None:
         """Samples names; the word list takes no part in it."""
@@ -190,13 +217,15 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> Path:
             raise ValueError(f"--ckpt_path {name}: no such file")
         return Path(name)
     logs = Path(root or "") / "lightning_logs"
-    found = logs.glob(f"version_*/checkpoints/{name}.ckpt")
-    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    newest = max(logs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
     if newest is None:
         raise ValueError(
-            f"no {name}.ckpt under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
+            f"no checkpoint under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
         )
-    return newest
+    path = newest.with_name(f"{name}.ckpt")
+    if not path.is_file():
+        raise ValueError(f"the newest run, {path.parent.parent}, has no {name}.ckpt: name a file with --ckpt_path")
+    return path
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -210,8 +239,11 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except Exception as error:
         # Whatever a broken file throws: a dozen types, from zip, pickle and torch.
         raise ValueError(f"{path}: cannot read this checkpoint ({type(error).__name__})") from None
-    keys = {"state_dict", "hyper_parameters", "datamodule_hyper_parameters"}
-    if not isinstance(checkpoint, dict) or not keys <= checkpoint.keys():
+    shared = isinstance(checkpoint, dict) and checkpoint.get("hyper_parameters")
+    if (
+        not isinstance(shared, dict)
+        or not {"vocabulary", "block_size", "embedding_dim", "hidden_size"} <= shared.keys()
+    ):
         raise ValueError(f"{path}: not a checkpoint of makemore_pl")
     return checkpoint
 
@@ -221,10 +253,12 @@ def silence_stock_noise() -> None:
     noise = ("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
-    # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs.
+    # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
+    # the third is what happens to a run that begins from a file of another.
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The number of training batches .+ is smaller",
+        "The dirpath has changed from",
     ]:
         warnings.filterwarnings("ignore", message)
 
@@ -242,11 +276,12 @@ def main() -> None:
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=False,  # every generator here has a seed of its own
             auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},  # a resumed run goes on in its folder
             load_from_checkpoint_support=False,  # it would put the name of a function to call into the checkpoint
         )
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever reads our names has seen enough. Python would complain when it closes stdout on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError, MisconfigurationException) as error:
+    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         fail(error)

@@ -1,7 +1,7 @@
 """A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from makemore_pl.vocabulary import Vocabulary
-from makemore_pl.windows import build_windows, count_windows, split_words
+from makemore_pl.windows import build_windows, count_words, split_words
 
 EVALUATION_ROWS = 2**15
 """Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
@@ -69,6 +69,7 @@ class Batches:
         self.replacement = replacement
         self.step = 0  # batches handed out so far, over all epochs
         self.resumed = False
+        self.before_batch: Callable[[], None] | None = None  # may `take` batches ahead of the one that comes next
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -79,12 +80,31 @@ class Batches:
         if not self.resumed:
             self.step = -(-self.step // len(self)) * len(self)  # the last epoch may have been cut short
         self.resumed = False
-        epoch, start = divmod(self.step, len(self))
-        order = self._order(epoch)
-        for batch in range(start, len(self)):
-            rows = slice(batch * self.batch_size, (batch + 1) * self.batch_size)
-            self.step += 1  # before the batch leaves: nothing after the last yield is sure to run
-            yield tuple(tensor[rows if order is None else order[rows]] for tensor in self.tensors)
+        epoch = self.step // len(self)
+        self.order = self._order(epoch)
+        while self.step < (epoch + 1) * len(self):
+            if self.before_batch is not None:
+                self.before_batch()
+            rows = self._rows(1)  # counts the step before the batch leaves: nothing after the last yield is sure to run
+            yield tuple(tensor[rows] for tensor in self.tensors)
+
+    def take(self, batches: int) -> tuple[Tensor, ...]:
+        """Takes the next batches out of turn, each of full size and all of this epoch, unless it has but one.
+
+        Returns:
+            For each tensor (batches, batch_size, ...).
+        """
+        if len(self) == 1 and self.order is None:
+            self.step += batches
+            return tuple(tensor.expand(batches, *tensor.shape) for tensor in self.tensors)
+        rows = self._rows(batches)
+        return tuple(tensor[rows].view(batches, self.batch_size, *tensor.shape[1:]) for tensor in self.tensors)
+
+    def _rows(self, batches: int) -> Tensor | slice:
+        start = self.step % len(self) * self.batch_size
+        self.step += batches
+        rows = slice(start, start + batches * self.batch_size)
+        return rows if self.order is None else self.order[rows]
 
     def _order(self, epoch: int) -> Tensor | None:
         if self.seed is None:
@@ -92,7 +112,7 @@ class Batches:
         # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
         generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
         if self.replacement:
-            order = torch.randint(self.rows, (self.rows,), generator=generator)
+            order = torch.randint(self.rows, (len(self) * self.batch_size,), generator=generator)
         else:
             order = torch.randperm(self.rows, generator=generator)
         return order.to(self.tensors[0].device)
@@ -116,9 +136,10 @@ class NamesDataModule(LightningDataModule):
         vocabulary: the characters, sorted, in one string; those of the list if left out.
         block_size: T, how many characters a context holds.
         counted: collapse equal contexts into one row that counts what came next: the same loss and gradient
-            at a fraction of the cost. Off: one row per window, as in the notebook.
-        batch_size: rows per training step; all of them if left out.
-        replacement: draw each row of a batch anew, as the notebook does, in place of every row once per epoch.
+            at a fraction of the cost. If false, one row per window, as in the notebook. If left out, true
+            unless a batch size is given.
+        batch_size: windows per training step; all of them if left out.
+        replacement: draw each window of a batch anew, as the notebook does, in place of every one once per epoch.
         train_fraction: the share of words to train on.
         val_fraction: the share to validate on; what is left is for the test. With 0, validation runs on
             the training words.
@@ -126,7 +147,7 @@ class NamesDataModule(LightningDataModule):
         order_seed: of the order of batches.
 
     Raises:
-        ValueError: if the list cannot be used, or a size or share is out of range.
+        ValueError: if the list cannot be used, a size or share is out of range, or `counted` meets a batch size.
     """
 
     def __init__(
@@ -135,7 +156,7 @@ class NamesDataModule(LightningDataModule):
         num_words: int | None = None,
         vocabulary: str | None = None,
         block_size: int = 3,
-        counted: bool = True,
+        counted: bool | None = None,
         batch_size: int | None = None,
         replacement: bool = False,
         train_fraction: float = 0.8,
@@ -147,13 +168,23 @@ class NamesDataModule(LightningDataModule):
         for name, size in [("num_words", num_words), ("block_size", block_size), ("batch_size", batch_size)]:
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}: expected 1 or more")
+        if counted and (batch_size or replacement):
+            raise ValueError(
+                "counted goes with all rows at once: in a part of them, rare contexts would weigh as much as frequent "
+                "ones; leave out counted, or batch_size and replacement"
+            )
+        if counted is None:
+            counted = not (batch_size or replacement)
+        self._path = path or default_path()
+        if path is not None:
+            path = str(Path(path).absolute())  # the checkpoint keeps it, and may be used from another folder
         # Kept for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False)
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
 
     @cached_property
     def _list(self) -> list[str]:
-        return read_words(self.hparams["path"] or default_path())
+        return read_words(self._path)
 
     @property
     def words(self) -> list[str]:
@@ -191,15 +222,15 @@ class NamesDataModule(LightningDataModule):
             counted: which of the two forms.
 
         Returns:
-            X (N, T) int64 and Y (N,) int64, or counted X (M, T) int64 and Y (M, V) float32.
+            X (N, T) int64 and Y (N,) int64, or counted X (M, T) int64 and Y (M, V) int64.
 
         Raises:
             ValueError: if the split has no words, or a word a character that the vocabulary does not know.
         """
         if not self.splits[split]:
             raise ValueError(f"no words in the {split} split: its share is 0")
-        X, Y = build_windows(self.splits[split], self.vocabulary, self.hparams["block_size"])
-        return count_windows(X, Y, len(self.vocabulary)) if counted else (X, Y)
+        arguments = self.splits[split], self.vocabulary, self.hparams["block_size"]
+        return count_words(*arguments) if counted else build_windows(*arguments)
 
     def train_dataloader(self) -> Batches:
         hparams = self.hparams

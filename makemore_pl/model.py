@@ -4,7 +4,7 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 """
 
 import string
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from makemore_pl.sampling import Sampler
+from makemore_pl.gradient import sgd_steps
+from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.vocabulary import Vocabulary
 
 
@@ -78,7 +79,8 @@ class MLP(LightningModule):
         self.C, self.W1, self.b1, self.W2, self.b2 = map(nn.Parameter, (C, W1, b1, W2, b2))
 
         # Sums over a whole split, so that its figures do not depend on how it is cut into batches.
-        self.nll, self.hits, self.windows = SumMetric(), SumMetric(), SumMetric()
+        # A loss that is no number must stay one: by default it would be left out of the sum.
+        self.nll, self.hits, self.windows = (SumMetric(nan_strategy="disable") for _ in range(3))
 
     def forward(self, X: Tensor) -> Tensor:
         """Computes the logits of the next character.
@@ -94,25 +96,22 @@ class MLP(LightningModule):
         return h @ self.W2 + self.b2  # (B, V)
 
     @staticmethod
-    def loss(logits: Tensor, Y: Tensor) -> Tensor:
-        """Computes the mean negative log likelihood of the next characters (paper, section 2).
+    def loss(logits: Tensor, Y: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
+        """Computes the negative log likelihood of the next characters (paper, section 2), in float32 at least.
 
         Args:
             logits: (B, V).
-            Y: (B,) int64 next characters, or (B, V) how often each came next.
+            Y: (B,) int64 next characters, or (B, V) int64 counts of how often each came next.
+            reduction: the mean over the windows, or their sum.
 
         Returns:
-            The mean over the windows, the same for both forms of Y.
+            A scalar, the same for both forms of Y.
         """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if Y.ndim == 1:
-            return F.cross_entropy(logits, Y)
-        return F.cross_entropy(logits, Y, reduction="sum") / Y.sum()
-
-    def setup(self, stage: str) -> None:
-        # Float64 keeps the sums exact; Apple's GPUs have none.
-        dtype = torch.float32 if self.trainer.strategy.root_device.type == "mps" else torch.float64
-        for metric in (self.nll, self.hits, self.windows):
-            metric.set_dtype(dtype)
+            return F.cross_entropy(logits, Y, reduction=reduction)
+        total = F.cross_entropy(logits, Y.to(logits.dtype), reduction="sum")
+        return total / Y.sum() if reduction == "mean" else total
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         X, Y = batch
@@ -121,10 +120,16 @@ class MLP(LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._add_up(*batch)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch)
+        self._add_up(*batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self._start_sums()
+
+    def on_test_epoch_start(self) -> None:
+        self._start_sums()
 
     def on_validation_epoch_end(self) -> None:
         self._log_means("val")
@@ -132,67 +137,93 @@ class MLP(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._log_means("test")
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor]) -> None:
-        X, Y = batch
+    def _start_sums(self) -> None:
+        # Float64 keeps them exact, whatever the precision of the model; Apple's GPUs have none.
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        for metric in (self.nll, self.hits, self.windows):
+            metric.set_dtype(dtype)
+            metric.reset()
+
+    def _add_up(self, X: Tensor, Y: Tensor) -> None:
         logits = self(X)
         guess = logits.argmax(dim=1, keepdim=True)
-        hits, windows = (guess[:, 0] == Y, len(Y)) if Y.ndim == 1 else (Y.gather(1, guess), Y.sum())
-        self.nll.update(self.loss(logits, Y) * windows)
-        self.hits.update(hits.sum())
-        self.windows.update(windows)
+        self.nll.update(self.loss(logits, Y, reduction="sum"))
+        self.hits.update((guess[:, 0] == Y).sum() if Y.ndim == 1 else Y.gather(1, guess).sum())
+        self.windows.update(len(Y) if Y.ndim == 1 else Y.sum())
 
     def _log_means(self, stage: str) -> None:
         windows = self.windows.compute()
         loss = self.nll.compute() / windows
-        self.log(f"{stage}/loss", loss, prog_bar=True)
-        self.log(f"{stage}/perplexity", loss.exp())
-        self.log(f"{stage}/accuracy", self.hits.compute() / windows)
-        for metric in (self.nll, self.hits, self.windows):
-            metric.reset()
+        means = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.hits.compute() / windows}
+        for name, mean in means.items():
+            self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=True)
 
-    def predict_step(self, batch: tuple[Sampler, int], batch_idx: int) -> list[str]:
-        sampler, chunk = batch
-        return sampler.draw(chunk, self, self.vocabulary, self.block_size, self.device)
+    def on_predict_start(self) -> None:
+        self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
+
+    def predict_step(self, chunk: int, batch_idx: int) -> list[str]:
+        return self.draw.chunk(chunk)
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
         """Draws new words; the options are those of `Sampler`: prompt, temperature, max_length, seed."""
-        sampler = Sampler(num_names, **options)
-        return list(sampler.names(self, self.vocabulary, self.block_size, self.device))
+        return list(self._draw(Sampler(num_names, **options)).names())
+
+    def _draw(self, sampler: Sampler) -> Draw:
+        return Draw(sampler, self, self.vocabulary, self.block_size, self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Holds a resumed run to its own alphabet and to the lr and weight decay that were asked for."""
+        """Holds a resumed run to its own alphabet, and to the weight decay that was asked for."""
         theirs, ours = checkpoint["hyper_parameters"], self.hparams
         if theirs["vocabulary"] != ours["vocabulary"]:
             raise ValueError(
                 f"the checkpoint's characters are {theirs['vocabulary']!r}, those of the list {ours['vocabulary']!r}"
             )
-        # The optimizer and its scheduler keep copies of their own, which would win over new flags.
-        for state in checkpoint.get("optimizer_states", []):
-            for group in state["param_groups"]:
-                if group["initial_lr"] != ours["lr"]:
-                    group["lr"] *= ours["lr"] / group["initial_lr"]
-                    group["initial_lr"] = ours["lr"]
-                if ours["optimizer"] == "adamw":
-                    group["weight_decay"] = ours["weight_decay"]
-        for state in checkpoint.get("lr_schedulers", []):
-            state["base_lrs"] = [ours["lr"]]
+        if ours["optimizer"] == "adamw":
+            for state in checkpoint.get("optimizer_states", []):
+                for group in state["param_groups"]:
+                    group["weight_decay"] = ours["weight_decay"]  # the optimizer's own copy would win over a new one
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
-        optimizer: torch.optim.Optimizer
         if self.hparams["optimizer"] == "sgd":
-            optimizer = torch.optim.SGD(self.parameters(), lr=lr)
-        else:
-            optimizer = torch.optim.AdamW(self.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            return torch.optim.SGD(self.parameters(), lr=lr)
+        return torch.optim.AdamW(self.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
 
-    def lr_factor(self, step: int) -> float:
-        """Returns what lr is multiplied with at a step, counted from 0."""
-        if self.hparams["schedule"] == "constant" or step == 0:
-            return 1.0
-        # Asked for only once the run has begun: asked earlier, Lightning would forget a resumed loader's place.
+    def lr_at(self, step: int) -> float:
+        """Returns the learning rate of a step, counted from 0: a pure function, so a resumed run needs no more."""
+        lr, schedule = self.hparams["lr"], self.hparams["schedule"]
+        if schedule == "constant":
+            return lr
         steps = self.trainer.estimated_stepping_batches
-        if self.hparams["schedule"] == "halfway":
-            return 1.0 if step < steps / 2 else 0.1
-        return max(0.0, 1 - step / steps)
+        if schedule == "halfway":
+            return lr if step < steps / 2 else lr / 10
+        return lr * max(0.0, 1 - step / steps)
+
+    def on_train_start(self) -> None:
+        self.set_lr()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.set_lr()
+
+    def set_lr(self) -> None:
+        """Gives the optimizer the learning rate of the step that comes next."""
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = self.lr_at(self.trainer.global_step)
+
+    def train_on(self, X: Tensor, Y: Tensor) -> None:
+        """Takes one optimizer step after the other without a word to the Trainer, who must count them himself.
+
+        Args:
+            X: (K, B, T) int64 contexts, a batch for each step.
+            Y: (K, B) int64 next characters or (K, B, V) counts.
+        """
+        (optimizer,), step = self.trainer.optimizers, self.trainer.global_step
+        lrs = [self.lr_at(step + k) for k in range(len(X))]
+        if self.hparams["optimizer"] == "sgd" and Y.ndim == 2:
+            sgd_steps(self.C, self.W1, self.b1, self.W2, self.b2, X, Y, lrs)
+            return
+        for x, y, lr in zip(X, Y, lrs, strict=True):
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.zero_grad()
+            torch.autograd.backward(self.loss(self(x), y))
+            optimizer.step()

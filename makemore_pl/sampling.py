@@ -14,12 +14,17 @@ from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): what a sampler needs to know of a model."""
 
-CHUNK = 4096
+CHUNK = 2**16
 """Words drawn side by side, and the unit of randomness: a word depends on the seed and on its place, nothing else."""
+
+TABLE_CONTEXTS = 2**16
+"""Up to so many contexts, V**T in all, their distributions are computed once and looked up from then on."""
 
 
 class Sampler:
     """Draws words character by character until the boundary comes up (makemore part 2, "sampling from the model").
+
+    Iterating gives the numbers of the chunks that make up all words, as a Trainer expects of a loader.
 
     Args:
         num_names: how many names to draw.
@@ -52,72 +57,109 @@ class Sampler:
         self.max_length = max_length
         self.seed = seed
 
+    def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
+        """Returns the ids of the prompt.
+
+        Raises:
+            ValueError: if it holds a character that the vocabulary does not.
+        """
+        try:
+            return vocabulary.encode(self.prompt)
+        except ValueError as error:
+            raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
+
     def __len__(self) -> int:
-        """The number of chunks that make up all names."""
+        """The number of chunks."""
         return -(-self.num_names // CHUNK)
 
-    def __iter__(self) -> Iterator[tuple["Sampler", int]]:
-        """Gives (sampler, chunk) for each chunk: what a Trainer hands to `predict_step`."""
-        return ((self, chunk) for chunk in range(len(self)))
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
 
-    @torch.no_grad()
-    def draw(
+
+class Draw:
+    """A sampler and a model, ready to draw.
+
+    Args:
+        sampler: what to draw.
+        next_logits: contexts (B, T) int64 -> logits (B, V).
+        vocabulary: of the V tokens.
+        block_size: T.
+        device: where `next_logits` computes.
+
+    Raises:
+        ValueError: if the prompt holds a character that the vocabulary does not.
+    """
+
+    def __init__(
         self,
-        chunk: int,
+        sampler: Sampler,
         next_logits: NextLogits,
         vocabulary: Vocabulary,
         block_size: int,
         device: torch.device | str = "cpu",
-    ) -> list[str]:
-        """Draws one chunk of names.
+    ) -> None:
+        self.prompt = sampler.encode_prompt(vocabulary)
+        self.sampler = sampler
+        self.next_logits = next_logits
+        self.vocabulary = vocabulary
+        self.block_size = block_size
+        self.device = device
+        V, T = len(vocabulary), block_size
+        self.table: Tensor | None = None
+        if V**T <= TABLE_CONTEXTS:
+            # Row after row, each lifted by its number, the distributions make one ascending sequence to search in.
+            number = torch.arange(V**T, device=device)
+            digits = [number // V**t % V for t in reversed(range(T))]
+            cdf = self.cdf(torch.stack(digits, dim=1)).double()
+            self.table = (cdf / cdf[:, -1:] + number[:, None]).flatten()  # (V**T * V,)
 
-        Args:
-            chunk: which one, from 0; each can be drawn alone, in any order, on any device.
-            next_logits: contexts (B, T) int64 -> logits (B, V).
-            vocabulary: of the V tokens.
-            block_size: T.
-            device: where `next_logits` computes.
+    @torch.no_grad()
+    def cdf(self, context: Tensor) -> Tensor:
+        """The cumulative next-character distributions (B, V) of contexts (B, T), up to rounding of their total."""
+        logits = self.next_logits(context).float()
+        # A list holds no empty words, and neither does what we draw.
+        logits[(context == BOUNDARY).all(dim=1), BOUNDARY] = -torch.inf
+        logits = (logits - logits.amax(dim=1, keepdim=True)) / self.sampler.temperature
+        return torch.softmax(logits, dim=1).cumsum(dim=1)
 
-        Returns:
-            At most `CHUNK` names.
-
-        Raises:
-            ValueError: if the prompt holds a character that the vocabulary does not.
-        """
-        try:
-            prompt = vocabulary.encode(self.prompt)
-        except ValueError as error:
-            raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
-        B = min(CHUNK, self.num_names - chunk * CHUNK)
-
+    def chunk(self, number: int) -> list[str]:
+        """Draws one chunk: at most `CHUNK` names. Chunks can be drawn in any order, on any device."""
+        T, prompt = self.block_size, self.prompt
+        B = min(CHUNK, self.sampler.num_names - number * CHUNK)
         # A string as the seed mixes its two numbers well: neighbouring seeds and chunks share nothing.
-        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {chunk}").getrandbits(63))
-        start = ([BOUNDARY] * block_size + prompt)[-block_size:]
-        context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
-        alive = torch.arange(B)  # the rows that have not met the boundary
-        ids = torch.full((B, self.max_length + 1), BOUNDARY)
-        ids[:, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
-        for position in range(len(prompt), self.max_length):
-            # As many draws as a full chunk takes, so that a name does not depend on how many are asked for.
-            u = torch.rand(CHUNK, generator=generator)[alive].to(device)
-            logits = next_logits(context).float() / self.temperature  # (alive, V)
-            if position == 0:
-                logits[:, BOUNDARY] = -torch.inf  # a list holds no empty words, and neither does what we draw
-            cdf = torch.softmax(logits, dim=1).cumsum(dim=1)
-            token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)  # (alive, 1)
-            token = token.clamp(max=len(vocabulary) - 1)  # u * total may round up to total
-            ids[alive, position] = token[:, 0].cpu()
-            goes_on = token[:, 0] != BOUNDARY
-            context = torch.cat([context[:, 1:], token], dim=1)[goes_on]
-            alive = alive[goes_on.cpu()]
-            if len(alive) == 0:
-                break
-        lengths = (ids != BOUNDARY).sum(dim=1, keepdim=True)
-        return vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths])
+        seed = random.Random(f"{self.sampler.seed} {number}").getrandbits(63)
+        generator = torch.Generator().manual_seed(seed)
 
-    def names(
-        self, next_logits: NextLogits, vocabulary: Vocabulary, block_size: int, device: torch.device | str = "cpu"
-    ) -> Iterator[str]:
-        """Draws all names, one after the other; the arguments are those of `draw`."""
-        for _, chunk in self:
-            yield from self.draw(chunk, next_logits, vocabulary, block_size, device)
+        context = torch.tensor([([BOUNDARY] * T + prompt)[-T:]], device=self.device).repeat(B, 1)  # (alive, T)
+        alive = torch.arange(B, device=self.device)  # the words that have not met the boundary
+        columns = [torch.full((B,), token, device=self.device) for token in prompt]
+        while len(columns) < self.sampler.max_length and len(alive):
+            # As many draws as a full chunk takes, so that a name does not depend on how many are asked for.
+            u = torch.rand(CHUNK, generator=generator)[:B].to(self.device)[alive]
+            token = self.token(context, u)
+            columns.append(torch.full((B,), BOUNDARY, device=self.device).index_copy_(0, alive, token))
+            context = torch.cat([context[:, 1:], token[:, None]], dim=1)
+            goes_on = token != BOUNDARY
+            context, alive = context[goes_on], alive[goes_on]
+        columns.append(torch.full((B,), BOUNDARY, device=self.device))
+        ids = torch.stack(columns, dim=1).cpu()
+        lengths = (ids != BOUNDARY).sum(dim=1, keepdim=True)
+        return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths])
+
+    def token(self, context: Tensor, u: Tensor) -> Tensor:
+        """Picks the next characters (B,) of contexts (B, T) by numbers u (B,) drawn evenly from [0, 1)."""
+        V = len(self.vocabulary)
+        if self.table is None:
+            cdf = self.cdf(context)
+            token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+        else:
+            number = torch.zeros_like(context[:, 0])
+            for x in context.unbind(1):
+                number = number * V + x
+            token = torch.searchsorted(self.table, number + u.double(), right=True) - number * V
+        return token.clamp(max=V - 1)  # a u close to 1 may round up to the total
+
+    def names(self) -> Iterator[str]:
+        """Draws all names, one after the other."""
+        for number in self.sampler:
+            yield from self.chunk(number)

@@ -30,7 +30,7 @@ class Vocabulary:
     @classmethod
     def from_words(cls, words: Iterable[str]) -> "Vocabulary":
         """Collects the characters that occur in `words`."""
-        return cls("".join(sorted(set().union(*words))))
+        return cls("".join(sorted(set("".join(words)))))
 
     def __len__(self) -> int:
         """V, the number of tokens: the characters and the boundary."""
@@ -93,10 +93,10 @@ class Vocabulary:
 
     def decode_words(self, stream: Tensor) -> list[str]:
         """Returns the words of a stream made by `encode_words`."""
-        ends = (stream == BOUNDARY).nonzero().flatten().tolist()
-        table = torch.cat([torch.tensor([ord(".")]), _code_points(self.characters)]).to(torch.int32)
-        text = bytes(table[stream].numpy()).decode("utf-32-le", "surrogatepass")
-        return [text[start:end] for start, end in zip([0] + [end + 1 for end in ends], ends, strict=False)]
+        end = next(i for i in range(len(self)) if chr(i) not in self.stoi)  # a character that no word holds
+        table = torch.cat([torch.tensor([end]), _code_points(self.characters)]).to(torch.int32)
+        text = table[stream].numpy().tobytes().decode("utf-32-le", "surrogatepass")
+        return text.split(chr(end))[:-1]
 
 
 def _code_points(text: str) -> Tensor:

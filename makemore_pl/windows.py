@@ -11,6 +11,9 @@ from torch import Tensor
 
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 
+WORDS_PER_PART = 2**17
+"""Words whose windows are held at a time while counting: about a million windows."""
+
 
 def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
     """Builds one window for every character and for the end of every word.
@@ -62,19 +65,52 @@ def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
         vocab_size: V.
 
     Returns:
-        The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) float32.
+        The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) int64.
     """
+    contexts, row = _group(X, vocab_size)
+    counts = torch.bincount(row * vocab_size + Y, minlength=len(contexts) * vocab_size)
+    return contexts, counts.view(-1, vocab_size)
+
+
+def add_counts(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Adds up two results of `count_windows`: that of all their windows together."""
+    contexts, row = _group(torch.cat([first[0], second[0]]), first[1].shape[1])
+    counts = torch.zeros(len(contexts), first[1].shape[1], dtype=torch.int64)
+    return contexts, counts.index_add_(0, row, torch.cat([first[1], second[1]]))
+
+
+def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
+    """Counts the windows of any number of words, part by part, without ever holding them all.
+
+    Returns:
+        What `count_windows` gives for `build_windows` of all words.
+    """
+    V = len(vocabulary)
+    total = torch.zeros(0, block_size, dtype=torch.int64), torch.zeros(0, V, dtype=torch.int64)
+    for start in range(0, len(words), WORDS_PER_PART):
+        part = build_windows(words[start : start + WORDS_PER_PART], vocabulary, block_size)
+        total = add_counts(total, count_windows(*part, V))
+    return total
+
+
+def _group(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Numbers the distinct rows of X (N, T) in lexicographic order: gives those (M, T), and the row of each (N,)."""
     key, keys = torch.zeros(len(X), dtype=torch.int64), 1
     for x in X.unbind(1):
         if keys > 2**62 // vocab_size:  # a further character would not fit into 64 bits: renumber what there is
             key, keys = torch.unique(key, return_inverse=True)[1], len(X)
         key, keys = key * vocab_size + x, keys * vocab_size
-    distinct, row = torch.unique(key, return_inverse=True)
-    M = len(distinct)
-    contexts = torch.empty(M, X.shape[1], dtype=torch.int64)
-    contexts[row] = X
-    counts = torch.bincount(row * vocab_size + Y, minlength=M * vocab_size)
-    return contexts, counts.view(M, vocab_size).to(torch.float32)
+    if keys <= max(len(X), 2**16):  # few enough to tick off, which is faster than sorting
+        seen = torch.zeros(keys, dtype=torch.int64)
+        seen[key] = 1
+        row = (seen.cumsum(0) - 1)[key]
+        M = int(seen.sum())
+    else:
+        distinct, row = torch.unique(key, return_inverse=True)
+        M = len(distinct)
+    rows = torch.empty(M, X.shape[1], dtype=torch.int64)
+    rows[row] = X
+    return rows, row
 
 
 def split_words(

@@ -56,7 +56,7 @@ def call(monkeypatch, capfd):
 def default_fit(tmp_path_factory, command):
     """`python -m makemore_pl fit` in an empty folder, once for all tests. Gives (folder, finished process)."""
     folder = tmp_path_factory.mktemp("default_fit")
-    return folder, command("fit", cwd=folder)
+    return folder, command("fit", "--trainer.accelerator", "cpu", cwd=folder)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,12 @@
 import io
 import re
+from functools import partial
 
 import pytest
 from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule
+from makemore_pl import MLP, NamesDataModule, callbacks
 from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
 
 
@@ -49,9 +50,10 @@ def test_progress_says_lines_where_there_is_no_terminal(tmp_path, capsys):
     assert re.fullmatch(r"step 10/10  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", line)
 
 
-def test_progress_draws_a_bar_on_a_terminal(tmp_path):
+def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
     progress, screen = Progress(), io.StringIO()
-    progress.console = Console(file=screen, force_terminal=True, width=80)
+    terminal = partial(Console, file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(callbacks, "Console", lambda stderr: terminal())
     fit(tmp_path, progress, ValidateLastStep(), max_steps=10)
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", screen.getvalue())
     assert progress.bar is None

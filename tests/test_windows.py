@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from makemore_pl import Vocabulary
-from makemore_pl.windows import build_windows, count_windows, show_windows, split_words
+from makemore_pl import Vocabulary, windows
+from makemore_pl.windows import add_counts, build_windows, count_windows, count_words, show_windows, split_words
 
 FIRST_FIVE = """
 ... e|..e m|.em m|emm a|mma .
@@ -58,6 +58,26 @@ def test_counts_are_those_of_a_dictionary(words, block_size):
     expected = Counter((tuple(x), y) for x, y in zip(X.tolist(), Y.tolist(), strict=True))
     found = {(tuple(contexts[i].tolist()), v): int(counts[i, v]) for i, v in counts.nonzero().tolist()}
     assert found == expected
+
+
+@given(WORDS, WORDS, st.integers(1, 12))
+def test_counts_of_two_lists_add_up(first, second, block_size):
+    vocabulary = Vocabulary.from_words(first + second)
+    counted = [
+        count_windows(*build_windows(words, vocabulary, block_size), len(vocabulary))
+        for words in (first, second, first + second)
+    ]
+    for ours, theirs in zip(add_counts(counted[0], counted[1]), counted[2], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_counting_part_by_part_is_counting_at_once(names, monkeypatch):
+    vocabulary = Vocabulary.from_words(names)
+    expected = count_windows(*build_windows(names[:1000], vocabulary, 3), 27)
+    for words_per_part in (1, 7, 999, 1000, 5000):
+        monkeypatch.setattr(windows, "WORDS_PER_PART", words_per_part)
+        found = count_words(names[:1000], vocabulary, 3)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
 def test_contexts_that_do_not_fit_into_64_bits_are_counted_too():

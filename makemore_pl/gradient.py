@@ -1,0 +1,47 @@
+"""The gradient by hand, as in makemore part 4, for batches so small that autograd costs more than arithmetic.
+
+Shapes: K steps, B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def sgd_steps(
+    C: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor, X: Tensor, Y: Tensor, lrs: Sequence[float]
+) -> None:
+    """Takes steps of plain gradient descent on the mean cross-entropy, in place.
+
+    The same arithmetic as autograd and `torch.optim.SGD`, in a third of the time at batch 32: the gradients of the
+    weights are added to them as they are computed, and nothing is kept for a backward pass.
+
+    Args:
+        C: (V, E) embeddings.
+        W1: (T*E, H) hidden weights.
+        b1: (H) hidden biases.
+        W2: (H, V) output weights.
+        b2: (V) output biases.
+        X: (K, B, T) int64 contexts, a batch for each step.
+        Y: (K, B) int64 next characters.
+        lrs: K learning rates.
+    """
+    (K, B, T), E = X.shape, C.shape[1]
+    W1_t, W2_t = W1.t(), W2.t()  # views: they follow the updates
+    ones, minus_one = C.new_ones(B), C.new_full((B, 1), -1.0)
+    tanh_backward = torch.ops.aten.tanh_backward
+    for x, y, lr in zip(X.view(K, B * T).unbind(), Y[:, :, None].unbind(), lrs, strict=True):
+        emb = C.index_select(0, x).view(B, T * E)
+        h = torch.addmm(b1, emb, W1).tanh_()
+        # Of B times the loss: softmax less one-hot, then backwards through each line of the forward pass.
+        dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_one)
+        dhpreact = tanh_backward(dlogits @ W2_t, h)
+        demb = (dhpreact @ W1_t).view(B * T, E)
+        step = -lr / B
+        W2.addmm_(h.t(), dlogits, alpha=step)
+        b2.addmv_(dlogits.t(), ones, alpha=step)
+        W1.addmm_(emb.t(), dhpreact, alpha=step)
+        b1.addmv_(dhpreact.t(), ones, alpha=step)
+        C.index_add_(0, x, demb, alpha=step)
