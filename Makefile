@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install fit predict tensorboard test lint check clean
+.PHONY: help install fit predict tensorboard test lint check bench clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,9 @@ lint: install ## check style and types
 	$(BIN)/mypy
 
 check: lint test ## what CI runs
+
+bench: install ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove .venv and caches, but no runs
 	rm -rf .venv .*_cache .hypothesis build dist

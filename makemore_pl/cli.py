@@ -1,5 +1,7 @@
 """The command line: the one room that sees both the data and the model."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -263,9 +265,22 @@ def silence_stock_noise() -> None:
         warnings.filterwarnings("ignore", message)
 
 
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: by default it returns every block of some megabytes to the system.
+
+    Each step would get the same blocks back page by page, which is a quarter of its time on counted rows.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, gigabyte = -1, -3, 2**30
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, gigabyte)
+        mallopt(M_TRIM_THRESHOLD, gigabyte)
+
+
 def main() -> None:
     """Runs the command line. A user's mistake ends in one line on stderr and exit status 2."""
     silence_stock_noise()
+    keep_freed_memory()
     every_parser = {"allow_abbrev": False}
     try:
         CLI(

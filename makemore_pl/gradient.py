@@ -1,12 +1,40 @@
-"""The gradient by hand, as in makemore part 4, for batches so small that autograd costs more than arithmetic.
+"""Gradients by hand, as in makemore part 4, where they cost less than torch's own.
 
 Shapes: K steps, B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class _Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        h = x.mul_(2).sigmoid_().mul_(2).sub_(1)
+        ctx.mark_dirty(h)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return torch.ops.aten.tanh_backward(grad, *ctx.saved_tensors)
+
+
+def tanh_(x: Tensor) -> Tensor:
+    """Computes tanh in place, as 2 sigmoid(2x) - 1 where that is faster: torch's tanh takes five times as long on CPUs.
+
+    Args:
+        x: any shape; must not be a leaf of the graph.
+
+    Returns:
+        x; absolute error 1e-7 in float32.
+    """
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+        return _Tanh.apply(x)  # type: ignore[no-untyped-call]
+    return x.tanh_()
 
 
 @torch.no_grad()
@@ -15,8 +43,8 @@ def sgd_steps(
 ) -> None:
     """Takes steps of plain gradient descent on the mean cross-entropy, in place.
 
-    The same arithmetic as autograd and `torch.optim.SGD`, in a third of the time at batch 32: the gradients of the
-    weights are added to them as they are computed, and nothing is kept for a backward pass.
+    The same arithmetic as autograd and `torch.optim.SGD`, in a third of the time at batch 32, where autograd costs
+    more than arithmetic: gradients are added to the weights as they are computed.
 
     Args:
         C: (V, E) embeddings.
@@ -34,7 +62,7 @@ def sgd_steps(
     tanh_backward = torch.ops.aten.tanh_backward
     for x, y, lr in zip(X.view(K, B * T).unbind(), Y[:, :, None].unbind(), lrs, strict=True):
         emb = C.index_select(0, x).view(B, T * E)
-        h = torch.addmm(b1, emb, W1).tanh_()
+        h = torch.addmm(b1, emb, W1, beta=2, alpha=2).sigmoid_().mul_(2).sub_(1)  # tanh, as above
         # Of B times the loss: softmax less one-hot, then backwards through each line of the forward pass.
         dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_one)
         dhpreact = tanh_backward(dlogits @ W2_t, h)

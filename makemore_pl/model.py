@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import SumMetric
 
-from makemore_pl.gradient import sgd_steps
+from makemore_pl.gradient import sgd_steps, tanh_
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.vocabulary import Vocabulary
 
@@ -31,9 +31,9 @@ class MLP(LightningModule):
             `scaled`: the same draws, W1 times Kaiming's 5/3 / sqrt(T*E) and the output close to zero (makemore part 3).
         seed: of those draws.
         optimizer: `adamw`, or `sgd` without momentum as in the lecture.
-        lr: the learning rate at the start.
-        schedule: what becomes of lr. `constant`; `linear`: falls to zero over the run; `halfway`: a tenth of it
-            from the middle of the run on (the lecture's 0.1, then 0.01).
+        lr: the learning rate at its highest.
+        schedule: what becomes of lr. `constant`; `linear`: rises over the first tenth of the run and falls to zero
+            over the rest; `halfway`: a tenth of it from the middle of the run on (the lecture's 0.1, then 0.01).
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
 
     Raises:
@@ -49,7 +49,7 @@ class MLP(LightningModule):
         init: Literal["lecture", "scaled"] = "scaled",
         seed: int = 2147483647,
         optimizer: Literal["adamw", "sgd"] = "adamw",
-        lr: float = 0.02,
+        lr: float = 0.04,
         schedule: Literal["constant", "linear", "halfway"] = "linear",
         weight_decay: float = 0.3,
     ) -> None:
@@ -92,7 +92,7 @@ class MLP(LightningModule):
             (B, V) logits.
         """
         emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
-        h = torch.tanh(emb.view(len(X), -1) @ self.W1 + self.b1)  # (B, H)
+        h = tanh_(emb.view(len(X), -1) @ self.W1 + self.b1)  # (B, H)
         return h @ self.W2 + self.b2  # (B, V)
 
     @staticmethod
@@ -186,8 +186,8 @@ class MLP(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
         if self.hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(self.parameters(), lr=lr)
-        return torch.optim.AdamW(self.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+            return torch.optim.SGD(self.parameters(), lr=lr, fused=True)
+        return torch.optim.AdamW(self.parameters(), lr=lr, betas=(0.85, 0.95), weight_decay=weight_decay, fused=True)
 
     def lr_at(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 0: a pure function, so a resumed run needs no more."""
@@ -197,7 +197,7 @@ class MLP(LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if schedule == "halfway":
             return lr if step < steps / 2 else lr / 10
-        return lr * max(0.0, 1 - step / steps)
+        return lr * max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))
 
     def on_train_start(self) -> None:
         self.set_lr()

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
@@ -15,7 +16,7 @@ NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): what a sampler needs to know of a model."""
 
 CHUNK = 2**16
-"""Words drawn side by side, and the unit of randomness: a word depends on the seed and on its place, nothing else."""
+"""Words drawn side by side. A word depends on the seed and its place alone: the first of many are those of a few."""
 
 TABLE_CONTEXTS = 2**16
 """Up to so many contexts, V**T in all, their distributions are computed once and looked up from then on."""
@@ -104,14 +105,12 @@ class Draw:
         self.vocabulary = vocabulary
         self.block_size = block_size
         self.device = device
-        V, T = len(vocabulary), block_size
+        self.contexts = len(vocabulary) ** block_size
         self.table: Tensor | None = None
-        if V**T <= TABLE_CONTEXTS:
-            # Row after row, each lifted by its number, the distributions make one ascending sequence to search in.
-            number = torch.arange(V**T, device=device)
-            digits = [number // V**t % V for t in reversed(range(T))]
-            cdf = self.cdf(torch.stack(digits, dim=1)).double()
-            self.table = (cdf / cdf[:, -1:] + number[:, None]).flatten()  # (V**T * V,)
+        if self.contexts <= TABLE_CONTEXTS:
+            number = torch.arange(self.contexts, device=device)
+            digits = [number // len(vocabulary) ** t % len(vocabulary) for t in reversed(range(block_size))]
+            self.table = self.cdf(torch.stack(digits, dim=1))  # (V**T, V)
 
     @torch.no_grad()
     def cdf(self, context: Tensor) -> Tensor:
@@ -124,40 +123,34 @@ class Draw:
 
     def chunk(self, number: int) -> list[str]:
         """Draws one chunk: at most `CHUNK` names. Chunks can be drawn in any order, on any device."""
-        T, prompt = self.block_size, self.prompt
+        V, T, device = len(self.vocabulary), self.block_size, self.device
         B = min(CHUNK, self.sampler.num_names - number * CHUNK)
-        # A string as the seed mixes its two numbers well: neighbouring seeds and chunks share nothing.
-        seed = random.Random(f"{self.sampler.seed} {number}").getrandbits(63)
-        generator = torch.Generator().manual_seed(seed)
-
-        context = torch.tensor([([BOUNDARY] * T + prompt)[-T:]], device=self.device).repeat(B, 1)  # (alive, T)
-        alive = torch.arange(B, device=self.device)  # the words that have not met the boundary
-        columns = [torch.full((B,), token, device=self.device) for token in prompt]
-        while len(columns) < self.sampler.max_length and len(alive):
-            # As many draws as a full chunk takes, so that a name does not depend on how many are asked for.
-            u = torch.rand(CHUNK, generator=generator)[:B].to(self.device)[alive]
-            token = self.token(context, u)
-            columns.append(torch.full((B,), BOUNDARY, device=self.device).index_copy_(0, alive, token))
-            context = torch.cat([context[:, 1:], token[:, None]], dim=1)
-            goes_on = token != BOUNDARY
-            context, alive = context[goes_on], alive[goes_on]
-        columns.append(torch.full((B,), BOUNDARY, device=self.device))
-        ids = torch.stack(columns, dim=1).cpu()
-        lengths = (ids != BOUNDARY).sum(dim=1, keepdim=True)
-        return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths])
-
-    def token(self, context: Tensor, u: Tensor) -> Tensor:
-        """Picks the next characters (B,) of contexts (B, T) by numbers u (B,) drawn evenly from [0, 1)."""
-        V = len(self.vocabulary)
+        start = ([BOUNDARY] * T + self.prompt)[-T:]
         if self.table is None:
-            cdf = self.cdf(context)
-            token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+            context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
         else:
-            number = torch.zeros_like(context[:, 0])
-            for x in context.unbind(1):
-                number = number * V + x
-            token = torch.searchsorted(self.table, number + u.double(), right=True) - number * V
-        return token.clamp(max=V - 1)  # a u close to 1 may round up to the total
+            context = torch.full((B,), sum(x * V**t for t, x in enumerate(reversed(start))), device=device)  # numbers
+        alive = torch.arange(B, device=device)  # the words that have not met the boundary
+        columns = [torch.full((B,), token, device=device) for token in self.prompt]
+        while len(columns) < self.sampler.max_length and len(alive):
+            # A string as the seed mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
+            seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
+            u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
+            cdf = self.cdf(context) if self.table is None else F.embedding(context, self.table)
+            token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+            token.clamp_(max=V - 1)  # a u close to 1 may round up to the total
+            columns.append(torch.zeros(B, dtype=torch.int64, device=device).index_copy_(0, alive, token))
+
+            goes_on = token.nonzero()[:, 0]
+            alive, token, context = (tensor.index_select(0, goes_on) for tensor in (alive, token, context))
+            if self.table is None:
+                context = torch.cat([context[:, 1:], token[:, None]], dim=1)
+            else:
+                context = (context * V + token) % self.contexts
+        columns.append(torch.zeros(B, dtype=torch.int64, device=device))
+        ids = torch.stack(columns, dim=1).cpu()
+        lengths = ids.count_nonzero(dim=1)
+        return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths[:, None]])
 
     def names(self) -> Iterator[str]:
         """Draws all names, one after the other."""

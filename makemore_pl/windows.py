@@ -74,9 +74,20 @@ def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
 
 def add_counts(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Adds up two results of `count_windows`: that of all their windows together."""
-    contexts, row = _group(torch.cat([first[0], second[0]]), first[1].shape[1])
-    counts = torch.zeros(len(contexts), first[1].shape[1], dtype=torch.int64)
-    return contexts, counts.index_add_(0, row, torch.cat([first[1], second[1]]))
+    contexts, counts = align_counts(first, second)
+    return contexts, counts[0] + counts[1]
+
+
+def align_counts(*counted: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Gives several results of `count_windows` the same contexts, so that one forward pass serves them all.
+
+    Returns:
+        The contexts that occur in any of them (M, T), and for each its counts (M, V), zero where it lacks a context.
+    """
+    contexts, row = _group(torch.cat([X for X, _ in counted]), counted[0][1].shape[1])
+    rows = torch.split(row, [len(X) for X, _ in counted])
+    empty = torch.zeros(len(contexts), counted[0][1].shape[1], dtype=torch.int64)
+    return contexts, [empty.index_copy(0, row, counts) for row, (_, counts) in zip(rows, counted, strict=True)]
 
 
 def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:

@@ -147,7 +147,7 @@ class Record(Callback):
     ("schedule", "expected"),
     [
         ("constant", [1, 1, 1, 1, 1, 1, 1, 1]),
-        ("linear", [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]),
+        ("linear", [1, 0.875 / 0.9, 0.75 / 0.9, 0.625 / 0.9, 0.5 / 0.9, 0.375 / 0.9, 0.25 / 0.9, 0.125 / 0.9]),
         ("halfway", [1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1]),
     ],
 )
@@ -160,6 +160,16 @@ def test_schedules(schedule, expected, counted_in, tmp_path):
     assert record.lrs == pytest.approx([0.5 * factor for factor in expected])
 
 
+def test_the_linear_schedule_rises_over_the_first_tenth(tmp_path):
+    record = Record()
+    data = NamesDataModule(num_words=50)
+    trainer(tmp_path, callbacks=[record], max_steps=40).fit(MLP(hidden_size=8, lr=0.9), data)
+    # By hand: 40 steps rise by 1/4 of lr to step 4, then fall by 1/36 of it to nothing at step 40.
+    expected = [0.225, 0.45, 0.675] + [0.025 * (40 - step) for step in range(4, 40)]
+    assert record.lrs[:3] + record.lrs[4:] == pytest.approx(expected)
+    assert record.lrs[3] == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_training_is_the_notebooks_loop_with_torchs_optimizer(optimizer, names, tmp_path):
     model = MLP(embedding_dim=2, hidden_size=100, init="lecture", optimizer=optimizer, lr=0.05, schedule="constant")
@@ -168,7 +178,7 @@ def test_training_is_the_notebooks_loop_with_torchs_optimizer(optimizer, names, 
 
     X, Y = notebook.build_dataset(names[:5], notebook.stoi(names))
     parameters = {name: tensor.double().requires_grad_() for name, tensor in notebook.parameters().items()}
-    adamw = torch.optim.AdamW(parameters.values(), lr=0.05, betas=(0.9, 0.99), weight_decay=0.3)
+    adamw = torch.optim.AdamW(parameters.values(), lr=0.05, betas=(0.85, 0.95), weight_decay=0.3)
     for _ in range(20):
         adamw.zero_grad()
         notebook.negative_log_likelihood(parameters, X, Y).backward()

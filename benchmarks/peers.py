@@ -1,0 +1,204 @@
+"""What the project is measured against: the notebook's own way, and Lightning's usual one, each written plainly.
+
+Run as a script, it is the notebook from launch to exit: `python peers.py STEPS`. The functions `time_...` are what
+`run.py` calls, in a process of the peers' own.
+"""
+
+import random
+import sys
+import time
+from functools import cache
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parent.parent
+
+
+def read():
+    words = (ROOT / "names.txt").read_text().splitlines()
+    random.Random(42).shuffle(words)
+    return (
+        words[: int(0.8 * len(words))],
+        words[int(0.8 * len(words)) : int(0.9 * len(words))],
+        words[int(0.9 * len(words)) :],
+    )
+
+
+def build_dataset(words, block_size=3):
+    stoi = {character: i + 1 for i, character in enumerate("abcdefghijklmnopqrstuvwxyz")} | {".": 0}
+    X, Y = [], []
+    for word in words:
+        context = [0] * block_size
+        for character in word + ".":
+            i = stoi[character]
+            X.append(context)
+            Y.append(i)
+            context = context[1:] + [i]
+    return torch.tensor(X), torch.tensor(Y)
+
+
+def parameters(device="cpu"):
+    g = torch.Generator().manual_seed(2147483647)
+    shapes = [(27, 10), (30, 200), (200,), (200, 27), (27,)]
+    drawn = [torch.randn(shape, generator=g).to(device) for shape in shapes]
+    for parameter in drawn:
+        parameter.requires_grad = True
+    return drawn
+
+
+def loop(Xtr, Ytr, steps):
+    """The lecture's training loop; returns the parameters."""
+    C, W1, b1, W2, b2 = all_parameters = parameters(Xtr.device)
+    for i in range(steps):
+        ix = torch.randint(0, Xtr.shape[0], (32,), device=Xtr.device)
+        emb = C[Xtr[ix]]
+        h = torch.tanh(emb.view(-1, 30) @ W1 + b1)
+        logits = h @ W2 + b2
+        loss = F.cross_entropy(logits, Ytr[ix])
+        for p in all_parameters:
+            p.grad = None
+        loss.backward()
+        lr = 0.1 if i < steps / 2 else 0.01
+        for p in all_parameters:
+            p.data += -lr * p.grad
+    return all_parameters
+
+
+def loss_and_gradient(all_parameters, X, Y):
+    """The seed run's step on all windows at once."""
+    C, W1, b1, W2, b2 = all_parameters
+    emb = C[X]
+    h = torch.tanh(emb.view(-1, 30) @ W1 + b1)
+    loss = F.cross_entropy(h @ W2 + b2, Y)
+    for p in all_parameters:
+        p.grad = None
+    loss.backward()
+    return loss
+
+
+def loss(all_parameters, X, Y):
+    """The lecture's evaluation of a split."""
+    C, W1, b1, W2, b2 = all_parameters
+    emb = C[X]
+    h = torch.tanh(emb.view(-1, 30) @ W1 + b1)
+    logits = h @ W2 + b2
+    return F.cross_entropy(logits, Y)
+
+
+def sample(all_parameters, names):
+    """The lecture's sampling, a character at a time."""
+    C, W1, b1, W2, b2 = all_parameters
+    itos = "." + "abcdefghijklmnopqrstuvwxyz"
+    g = torch.Generator().manual_seed(2147483647 + 10)
+    words = []
+    for _ in range(names):
+        out, context = [], [0] * 3
+        while True:
+            emb = C[torch.tensor([context])]
+            h = torch.tanh(emb.view(1, -1) @ W1 + b1)
+            probs = F.softmax(h @ W2 + b2, dim=1)
+            ix = torch.multinomial(probs, num_samples=1, generator=g).item()
+            context = context[1:] + [ix]
+            out.append(ix)
+            if ix == 0:
+                break
+        words.append("".join(itos[i] for i in out))
+    return words
+
+
+def usual_lightning(X, Y, steps, folder):
+    """A Trainer, a DataLoader over a TensorDataset, `self.log` in each step."""
+    from lightning.pytorch import LightningModule, Trainer
+    from torch.utils.data import DataLoader, TensorDataset
+
+    class Usual(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.C, self.W1, self.b1, self.W2, self.b2 = map(torch.nn.Parameter, parameters())
+
+        def training_step(self, batch, batch_idx):
+            X, Y = batch
+            emb = self.C[X]
+            h = torch.tanh(emb.view(-1, 30) @ self.W1 + self.b1)
+            loss = F.cross_entropy(h @ self.W2 + self.b2, Y)
+            self.log("train/loss", loss)
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = Trainer(
+        max_steps=steps,
+        default_root_dir=folder,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Usual(), DataLoader(TensorDataset(X, Y), batch_size=32, shuffle=True))
+
+
+def seconds(work, *arguments, times=1):
+    """The mean of so many calls in a row."""
+    start = time.perf_counter()
+    for _ in range(times):
+        work(*arguments)
+    return (time.perf_counter() - start) / times
+
+
+@cache
+def windows(device="cpu"):
+    return [tuple(tensor.to(device) for tensor in build_dataset(split)) for split in read()]
+
+
+def time_loop(steps, device):
+    """One thread, with which it is faster."""
+    torch.set_num_threads(1)
+    return seconds(loop, *windows(device)[0], steps)
+
+
+def time_loss_and_gradient(device):
+    torch.set_num_threads(2)
+    return seconds(loss_and_gradient, parameters(device), *windows(device)[0])
+
+
+def time_loss(device, times=10):
+    torch.set_num_threads(2)
+    drawn = parameters(device)
+    return sum(seconds(loss, drawn, *split, times=times) for split in windows(device)[1:])
+
+
+def time_build_dataset():
+    return seconds(build_dataset, read()[0])
+
+
+def time_sample(state, names):
+    torch.set_num_threads(1)
+    return seconds(sample, [state[name] for name in ("C", "W1", "b1", "W2", "b2")], names)
+
+
+def time_usual_lightning(steps, folder):
+    """The seconds inside the fit loop, one thread."""
+    from lightning.pytorch.loops.fit_loop import _FitLoop
+
+    torch.set_num_threads(1)
+    took, run = [], _FitLoop.run
+    _FitLoop.run = lambda fit_loop: took.append(seconds(run, fit_loop))
+    try:
+        usual_lightning(*windows()[0], steps, folder)
+    finally:
+        _FitLoop.run = run
+    return took[0]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train, val, _ = read()
+    Xtr, Ytr = build_dataset(train)
+    start = time.perf_counter()
+    trained = loop(Xtr, Ytr, int(sys.argv[1]))
+    print(time.perf_counter() - start)
+    with torch.no_grad():
+        loss(trained, *build_dataset(val))
+    sample(trained, 20)
