@@ -4,9 +4,11 @@ Run as a script, it is the notebook from launch to exit: `python peers.py STEPS`
 `run.py` calls, in a process of the peers' own.
 """
 
+import logging
 import random
 import sys
 import time
+import warnings
 from functools import cache
 from pathlib import Path
 
@@ -183,6 +185,8 @@ def time_usual_lightning(steps, folder):
     from lightning.pytorch.loops.fit_loop import _FitLoop
 
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
     took, run = [], _FitLoop.run
     _FitLoop.run = lambda fit_loop: took.append(seconds(run, fit_loop))
     try:

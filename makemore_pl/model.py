@@ -92,8 +92,9 @@ class MLP(LightningModule):
             (B, V) logits.
         """
         emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
-        h = tanh_(emb.view(len(X), -1) @ self.W1 + self.b1)  # (B, H)
-        return h @ self.W2 + self.b2  # (B, V)
+        # addmm(b, x, W) is x @ W + b without a second pass over the product.
+        h = tanh_(torch.addmm(self.b1, emb.view(len(X), -1), self.W1))  # (B, H)
+        return torch.addmm(self.b2, h, self.W2)  # (B, V)
 
     @staticmethod
     def loss(logits: Tensor, Y: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
