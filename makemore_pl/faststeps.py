@@ -99,6 +99,7 @@ def reason_for_single_steps(trainer: Trainer) -> str:
         "gradients are accumulated": trainer.accumulate_grad_batches > 1,
         "gradients are clipped": trainer.gradient_clip_val is not None,
         f"precision {trainer.precision}": trainer.precision not in ("32-true", "64-true"),
+        "anomalies are looked for": torch.is_anomaly_enabled(),
         "there is a profiler": not isinstance(trainer.profiler, PassThroughProfiler),  # type: ignore[attr-defined]
         "checkpoints go by training steps, epochs or time": bool(timed),
         "every epoch of one step is validated": one_step_epochs(trainer) and trainer.check_val_every_n_epoch == 1,

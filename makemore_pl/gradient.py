@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_MINUS_ONE = torch.tensor(-1.0)
+
 
 class _Tanh(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        h = x.mul_(2).sigmoid_().mul_(2).sub_(1)
+        h = torch.add(_MINUS_ONE, x.mul_(2).sigmoid_(), alpha=2, out=x)  # 2 sigmoid(2x) - 1, in few passes
         ctx.mark_dirty(h)
         ctx.save_for_backward(h)
         return h
@@ -24,7 +26,7 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """Computes tanh in place, as 2 sigmoid(2x) - 1 where that is faster: torch's tanh takes five times as long on CPUs.
+    """Computes tanh in place, by the sigmoid where that is faster: torch's tanh takes five times as long on CPUs.
 
     Args:
         x: any shape; must not be a leaf of the graph.
@@ -58,13 +60,14 @@ def sgd_steps(
     """
     (K, B, T), E = X.shape, C.shape[1]
     W1_t, W2_t = W1.t(), W2.t()  # views: they follow the updates
-    ones, minus_one = C.new_ones(B), C.new_full((B, 1), -1.0)
+    ones, minus_one, minus_ones = C.new_ones(B), C.new_tensor(-1.0), C.new_full((B, 1), -1.0)
     tanh_backward = torch.ops.aten.tanh_backward
     for x, y, lr in zip(X.view(K, B * T).unbind(), Y[:, :, None].unbind(), lrs, strict=True):
         emb = C.index_select(0, x).view(B, T * E)
-        h = torch.addmm(b1, emb, W1, beta=2, alpha=2).sigmoid_().mul_(2).sub_(1)  # tanh, as above
+        h = torch.addmm(b1, emb, W1, beta=2, alpha=2).sigmoid_()
+        h = torch.add(minus_one, h, alpha=2, out=h)  # tanh, as above
         # Of B times the loss: softmax less one-hot, then backwards through each line of the forward pass.
-        dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_one)
+        dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_ones)
         dhpreact = tanh_backward(dlogits @ W2_t, h)
         demb = (dhpreact @ W1_t).view(B * T, E)
         step = -lr / B

@@ -26,7 +26,7 @@ LENGTHS = {
 }
 
 
-def fit(folder, fast, model, data, *callbacks, **options):
+def fit(folder, fast, model, data, *callbacks, ckpt_path=None, **options):
     """Returns the last checkpoint, the log, and how many steps the Trainer took itself."""
     last = ModelCheckpoint(folder, "last", enable_version_counter=False)
     callbacks = [*callbacks, *([FastSteps()] if fast else []), ValidateLastStep(), LearningRateMonitor("step"), last]
@@ -38,7 +38,8 @@ def fit(folder, fast, model, data, *callbacks, **options):
     steps = []
     advance = trainer.fit_loop.epoch_loop.advance
     trainer.fit_loop.epoch_loop.advance = lambda fetcher: (steps.append(1), advance(fetcher))
-    trainer.fit(MLP(**{"hidden_size": 16} | model), NamesDataModule(num_words=60, **data))
+    module = MLP(**{"hidden_size": 16} | model)
+    trainer.fit(module, NamesDataModule(num_words=60, **data), ckpt_path=ckpt_path, weights_only=True)
     return (
         torch.load(folder / "last.ckpt", weights_only=True),
         (folder / "version_0/metrics.csv").read_text(),
@@ -83,6 +84,20 @@ def test_fast_steps_are_the_plain_steps(model, data, length, tmp_path):
         assert [float(x or -1) for x in ours] == pytest.approx([float(x or -1) for x in theirs], rel=1e-9)
 
 
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("stop", [22, 27])
+def test_a_fast_run_resumes_as_if_it_had_not_stopped(data, stop, tmp_path):
+    model = {"schedule": "constant"}
+    whole, _, _ = fit(tmp_path / "whole", True, model, DATA[data], max_steps=47)
+    fit(tmp_path / "first", True, model, DATA[data], max_steps=stop)
+    second, _, _ = fit(
+        tmp_path / "second", True, model, DATA[data], max_steps=47, ckpt_path=tmp_path / "first" / "last.ckpt"
+    )
+    for part in ("state_dict", "optimizer_states", "global_step"):
+        assert_same(second[part], whole[part], part)
+    assert second["loops"]["fit_loop"]["state_dict"] == whole["loops"]["fit_loop"]["state_dict"]
+
+
 class Watcher(Callback):
     def on_train_batch_end(self, *_):
         pass
@@ -101,6 +116,7 @@ CASES = {
     "accumulation": ({"accumulate_grad_batches": 2}, [], {}, "gradients are accumulated"),
     "clipping": ({"gradient_clip_val": 1.0}, [], {}, "gradients are clipped"),
     "precision": ({"precision": "bf16-mixed"}, [], {}, "precision bf16-mixed"),
+    "anomalies": ({"detect_anomaly": True}, [], {}, "anomalies are looked for"),
     "profiler": ({"profiler": "simple"}, [], {}, "there is a profiler"),
     "step checkpoints": ({}, [lambda: ModelCheckpoint(every_n_train_steps=1)], {}, "checkpoints go by training steps"),
     "watcher": ({}, [Watcher], {}, "Watcher wants every step"),

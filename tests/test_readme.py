@@ -1,3 +1,4 @@
+import json
 import re
 import shlex
 import shutil
@@ -58,3 +59,11 @@ def test_the_names_and_figures_of_the_readme_are_those_of_the_default_recipe(def
 def test_the_tree_lists_every_room():
     listed = set(re.findall(r"^  (\w+\.py) ", README, re.MULTILINE))
     assert listed == {path.name for path in (ROOT / "makemore_pl").glob("*.py")} - {"__init__.py", "__main__.py"}
+
+
+def test_the_table_of_speeds_is_the_last_one_measured():
+    rows = json.loads((ROOT / "benchmarks/results.json").read_text())["rows"]
+    assert len(rows) >= 8
+    for row in rows:
+        assert f"| {row['work']} |" in README
+        assert f"**{row['ratio']:.3g}** | {row['lowest']:.3g} to {row['highest']:.3g} |" in README
