@@ -69,6 +69,8 @@ class Batches:
         self.replacement = replacement
         self.step = 0  # batches handed out so far, over all epochs
         self.resumed = False
+        self.order: Tensor | None = None  # of the rows, in the epoch of that number
+        self.ordered = -1
         self.before_batch: Callable[[], None] | None = None  # may `take` batches ahead of the one that comes next
 
     def __len__(self) -> int:
@@ -80,9 +82,8 @@ class Batches:
         if not self.resumed:
             self.step = -(-self.step // len(self)) * len(self)  # the last epoch may have been cut short
         self.resumed = False
-        epoch = self.step // len(self)
-        self.order = self._order(epoch)
-        while self.step < (epoch + 1) * len(self):
+        end = (self.step // len(self) + 1) * len(self)
+        while self.step < end:
             if self.before_batch is not None:
                 self.before_batch()
             rows = self._rows(1)  # counts the step before the batch leaves: nothing after the last yield is sure to run
@@ -94,28 +95,32 @@ class Batches:
         Returns:
             For each tensor (batches, batch_size, ...).
         """
-        if len(self) == 1 and self.order is None:
+        if len(self) > 1:
+            rows = self._rows(batches)
+        elif self.seed is None:
             self.step += batches
             return tuple(tensor.expand(batches, *tensor.shape) for tensor in self.tensors)
-        rows = self._rows(batches)
+        else:
+            rows = torch.cat([self._rows(1) for _ in range(batches)])
         return tuple(tensor[rows].view(batches, self.batch_size, *tensor.shape[1:]) for tensor in self.tensors)
 
-    def _rows(self, batches: int) -> Tensor | slice:
-        start = self.step % len(self) * self.batch_size
+    def _rows(self, batches: int) -> Any:
+        """An index for the rows of the next batches, which all lie in one epoch."""
+        epoch, batch = divmod(self.step, len(self))
         self.step += batches
-        rows = slice(start, start + batches * self.batch_size)
-        return rows if self.order is None else self.order[rows]
-
-    def _order(self, epoch: int) -> Tensor | None:
+        rows = slice(batch * self.batch_size, (batch + batches) * self.batch_size)
         if self.seed is None:
-            return None
-        # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
-        generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
-        if self.replacement:
-            order = torch.randint(self.rows, (len(self) * self.batch_size,), generator=generator)
-        else:
-            order = torch.randperm(self.rows, generator=generator)
-        return order.to(self.tensors[0].device)
+            return rows
+        if self.ordered != epoch:
+            # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
+            generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
+            if self.replacement:
+                order = torch.randint(self.rows, (len(self) * self.batch_size,), generator=generator)
+            else:
+                order = torch.randperm(self.rows, generator=generator)
+            self.order, self.ordered = order.to(self.tensors[0].device), epoch
+        assert self.order is not None
+        return self.order[rows]
 
     def state_dict(self) -> dict[str, Any]:
         """The place to go on from; Lightning keeps it in the checkpoint."""

@@ -145,3 +145,37 @@ def test_batches_go_on_where_they_stopped(stop):
     while len(seen) < 9:
         seen += [x.tolist() for x, _ in second]
     assert seen == whole
+
+
+def test_batches_taken_out_of_turn_are_those_that_would_have_come():
+    whole = [batch for epoch in epochs(Batches(ROWS, 3, seed=1), 2) for batch in epoch]
+    batches, seen = Batches(ROWS, 3, seed=1), []
+
+    def ahead():
+        if batches.step % 4 == 0:
+            x, y = batches.take(2)
+            assert x.shape == (2, 3)
+            assert torch.equal(x * 2, y)
+            seen.extend(x.tolist())
+
+    batches.before_batch = ahead
+    for _ in range(2):
+        for x, _ in batches:
+            seen.append(x.tolist())
+    assert seen == whole
+
+
+def test_a_batch_of_all_rows_can_be_taken_many_times():
+    batches = Batches(ROWS, None)
+    next(iter(batches))
+    x, y = batches.take(5)
+    assert x.shape == y.shape == (5, 10)
+    assert batches.step == 6
+
+
+def test_all_rows_drawn_anew_differ_from_epoch_to_epoch():
+    whole = [batch for epoch in epochs(Batches(ROWS, None, seed=1, replacement=True), 6) for batch in epoch]
+    assert len({tuple(batch) for batch in whole}) == 6
+    batches = Batches(ROWS, None, seed=1, replacement=True)
+    assert batches.take(5)[0].tolist() == whole[:5]
+    assert next(iter(batches))[0].tolist() == whole[5]

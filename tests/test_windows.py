@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import Vocabulary, windows
-from makemore_pl.windows import add_counts, build_windows, count_windows, count_words, show_windows, split_words
+from makemore_pl.windows import (
+    add_counts,
+    align_counts,
+    build_windows,
+    count_windows,
+    count_words,
+    show_windows,
+    split_words,
+)
 
 FIRST_FIVE = """
 ... e|..e m|.em m|emm a|mma .
@@ -69,6 +77,19 @@ def test_counts_of_two_lists_add_up(first, second, block_size):
     ]
     for ours, theirs in zip(add_counts(counted[0], counted[1]), counted[2], strict=True):
         assert torch.equal(ours, theirs)
+
+
+@given(WORDS, WORDS, st.integers(1, 4))
+def test_aligned_counts_are_the_counts_of_each_over_the_contexts_of_all(first, second, block_size):
+    vocabulary = Vocabulary.from_words(first + second)
+    V = len(vocabulary)
+    windows_of = [build_windows(words, vocabulary, block_size) for words in (first, second)]
+    contexts, counts = align_counts(*(count_windows(X, Y, V) for X, Y in windows_of))
+    rows = [tuple(x) for x in contexts.tolist()]
+    assert rows == sorted({tuple(x) for X, _ in windows_of for x in X.tolist()})
+    for (X, Y), own in zip(windows_of, counts, strict=True):
+        expected = Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True))
+        assert {(rows[i], v): int(own[i, v]) for i, v in own.nonzero().tolist()} == expected
 
 
 def test_counting_part_by_part_is_counting_at_once(names, monkeypatch):
