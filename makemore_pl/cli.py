@@ -36,6 +36,9 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
+"""The hyperparameters that give the five tensors their shapes and meaning."""
+
 UNASKED = {"block_size": -(2**31), "vocabulary": ""}
 """What stands for the hyperparameters that model and data share where nobody asked for them."""
 
@@ -118,7 +121,7 @@ class CLI(LightningCLI):
             for group in ("model", "data")
         )
         fixed = self.checkpoint["hyper_parameters"]
-        for name in ["vocabulary", "block_size", "embedding_dim", "hidden_size"] + ["optimizer"] * (command == "fit"):
+        for name in ARCHITECTURE + ["optimizer"] * (command == "fit"):
             if model.get(name, fixed[name]) != fixed[name]:
                 raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; leave the flag out")
         theirs = self.checkpoint.get("datamodule_hyper_parameters", {})
@@ -183,7 +186,7 @@ class CLI(LightningCLI):
         if self.best is not None:
             path, loss = self.best.best_model_path, self.best.best_model_score
             if not path:  # nothing was validated
-                path = str(Path(self.trainer.log_dir or "", "checkpoints", "last.ckpt"))
+                path = str(Path(log_dir or "", "checkpoints", "last.ckpt"))
                 self.trainer.save_checkpoint(path)
         if not self.trainer.is_global_zero:
             return
@@ -241,11 +244,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     except Exception as error:
         # Whatever a broken file throws: a dozen types, from zip, pickle and torch.
         raise ValueError(f"{path}: cannot read this checkpoint ({type(error).__name__})") from None
-    shared = isinstance(checkpoint, dict) and checkpoint.get("hyper_parameters")
-    if (
-        not isinstance(shared, dict)
-        or not {"vocabulary", "block_size", "embedding_dim", "hidden_size"} <= shared.keys()
-    ):
+    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
+    if not isinstance(hparams, dict) or not set(ARCHITECTURE) <= hparams.keys():
         raise ValueError(f"{path}: not a checkpoint of makemore_pl")
     return checkpoint
 

@@ -194,7 +194,8 @@ class NamesDataModule(LightningDataModule):
     @property
     def words(self) -> list[str]:
         """The words in use, in the order of the list."""
-        return self._list[: self.hparams["num_words"]]
+        num_words = self.hparams["num_words"]
+        return self._list if num_words is None else self._list[:num_words]
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""The steps of small batches at the speed of a plain loop, under the Trainer."""
+"""The steps that nobody watches at the speed of a plain loop, under the Trainer."""
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -51,7 +51,7 @@ class FastSteps(Callback):
             return
         if loader.batch_size < ROWS_FOR_THREADS:
             torch.set_num_threads(1)
-        reason = reason_for_single_steps(trainer)
+        reason = reason_for_single_steps(trainer, loader)
         if reason:
             rank_zero_info(f"fast steps are off: {reason}")
         else:
@@ -78,7 +78,7 @@ def one_step_epochs(trainer: Trainer) -> bool:
     return trainer.num_training_batches == 1
 
 
-def reason_for_single_steps(trainer: Trainer) -> str:
+def reason_for_single_steps(trainer: Trainer, loader: Batches) -> str:
     """Says why every step must go through the Trainer; empty if none must."""
     hooks = BATCH_HOOKS + (EPOCH_HOOKS if one_step_epochs(trainer) else ())
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -102,6 +102,7 @@ def reason_for_single_steps(trainer: Trainer) -> str:
         "anomalies are looked for": torch.is_anomaly_enabled(),
         "there is a profiler": not isinstance(trainer.profiler, PassThroughProfiler),  # type: ignore[attr-defined]
         "checkpoints go by training steps, epochs or time": bool(timed),
+        "epochs are cut to one batch": one_step_epochs(trainer) and len(loader) > 1,
         "every epoch of one step is validated": one_step_epochs(trainer) and trainer.check_val_every_n_epoch == 1,
         f"{', '.join(watchers)} wants every step": bool(watchers),
     }

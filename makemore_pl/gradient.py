@@ -60,12 +60,12 @@ def sgd_steps(
     """
     (K, B, T), E = X.shape, C.shape[1]
     W1_t, W2_t = W1.t(), W2.t()  # views: they follow the updates
-    ones, minus_one, minus_ones = C.new_ones(B), C.new_tensor(-1.0), C.new_full((B, 1), -1.0)
+    ones, minus_ones = C.new_ones(B), C.new_full((B, 1), -1.0)
     tanh_backward = torch.ops.aten.tanh_backward
     for x, y, lr in zip(X.view(K, B * T).unbind(), Y[:, :, None].unbind(), lrs, strict=True):
         emb = C.index_select(0, x).view(B, T * E)
         h = torch.addmm(b1, emb, W1, beta=2, alpha=2).sigmoid_()
-        h = torch.add(minus_one, h, alpha=2, out=h)  # tanh, as above
+        h = torch.add(_MINUS_ONE, h, alpha=2, out=h)  # tanh, as above
         # Of B times the loss: softmax less one-hot, then backwards through each line of the forward pass.
         dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_ones)
         dhpreact = tanh_backward(dlogits @ W2_t, h)

@@ -119,6 +119,7 @@ CASES = {
     "precision": ({"precision": "bf16-mixed"}, [], {}, "precision bf16-mixed"),
     "anomalies": ({"detect_anomaly": True}, [], {}, "anomalies are looked for"),
     "profiler": ({"profiler": "simple"}, [], {}, "there is a profiler"),
+    "cut epochs": ({"limit_train_batches": 1}, [], {}, "epochs are cut to one batch"),
     "step checkpoints": ({}, [lambda: ModelCheckpoint(every_n_train_steps=1)], {}, "checkpoints go by training steps"),
     "watcher": ({}, [Watcher], {}, "Watcher wants every step"),
     "epoch watcher": ({}, [EpochWatcher], {"batch_size": None}, "EpochWatcher wants every step"),

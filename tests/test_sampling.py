@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from makemore_pl import Sampler, Vocabulary, sampling
+from makemore_pl import MLP, Sampler, Vocabulary, sampling
 from makemore_pl.sampling import Draw
 
 AB = Vocabulary("ab")
@@ -126,9 +126,7 @@ def test_options_outside_their_range_are_refused(options, message):
         Sampler(**options)
 
 
-def test_table_and_forward_draw_the_same_words(names, monkeypatch):
-    from makemore_pl import MLP
-
+def test_table_and_forward_draw_the_same_words(monkeypatch):
     model = MLP(block_size=2, hidden_size=20)
     monkeypatch.setattr(sampling, "TABLE_CONTEXTS", 27**2)
     table = model.sample(3000)
