@@ -175,11 +175,15 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         data, model = self.datamodule, self.model
-        sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
+        if data.in_pieces:
+            words = "words in pieces"
+        else:
+            sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
+            words = f"{len(data.words):,} words ({sizes})"
         parameters = sum(parameter.numel() for parameter in model.parameters())
         if self.checkpoint is not None:
             say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
-        say(f"{len(data.words):,} words ({sizes}), {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
+        say(f"{words}, {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
 
     def after_fit(self) -> None:
         log_dir, path, loss = self.trainer.log_dir, "", None  # the folder is asked of all ranks

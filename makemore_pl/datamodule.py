@@ -1,72 +1,55 @@
 """A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
 
 import random
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.distributed import all_gather_object
 
 from makemore_pl.vocabulary import Vocabulary
-from makemore_pl.windows import build_windows, count_words, split_words
+from makemore_pl.windows import add_counts, build_windows, count_words
+from makemore_pl.wordlist import default_path, hash_words, read_pieces, read_words, split_words
 
 EVALUATION_ROWS = 2**15
 """Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
 
 
-def default_path() -> Path:
-    """Where `names.txt` is: beside the package in a checkout, inside it once installed."""
-    inside = Path(__file__).with_name("names.txt")
-    return inside if inside.exists() else inside.parent.with_name("names.txt")
-
-
-def read_words(path: str | Path) -> list[str]:
-    """Reads a list of words, one a line, in UTF-8; blank lines and space around words do not count.
-
-    Raises:
-        ValueError: if the file cannot be read, is not UTF-8, or holds no word.
-    """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot read this word list ({error.strerror})") from None
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
-        ) from None
-    # Only line feeds end a line: str.splitlines would cut words at U+2028 and the like.
-    words = [word for line in text.split("\n") if (word := line.strip())]
-    if not words:
-        raise ValueError(f"{path}: no words in this list; expected one a line")
-    return words
-
-
 class Batches:
     """Hands out batches of tensors that stay where they are.
 
-    The order is a pure function of the seed and the step, so that a resumed run sees the very same batches.
+    The order is a pure function of the seed and the step, so that a resumed run sees the very same batches. Several
+    processes share each batch: every row goes to one of them, and their shares differ by a row at most.
 
     Args:
         tensors: of equal length; a batch holds the same rows of each.
-        batch_size: rows per batch; None for all rows at once.
+        batch_size: rows per batch, over all processes; None for all rows at once.
         seed: of the order, a new one each epoch; None for the order of the rows.
         replacement: draw each row anew, as the notebook does, in place of every row once per epoch.
+        rank: which of the processes this one is.
+        world_size: how many there are.
     """
 
     def __init__(
-        self, tensors: tuple[Tensor, ...], batch_size: int | None, seed: int | None = None, replacement: bool = False
+        self,
+        tensors: tuple[Tensor, ...],
+        batch_size: int | None,
+        seed: int | None = None,
+        replacement: bool = False,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.tensors = tensors
         self.rows = len(tensors[0])
         self.batch_size = min(batch_size or self.rows, self.rows)
         self.seed = None if self.batch_size == self.rows and not replacement else seed
         self.replacement = replacement
+        self.rank = rank
+        self.world_size = world_size
         self.step = 0  # batches handed out so far, over all epochs
         self.resumed = False
         self.order: Tensor | None = None  # of the rows, in the epoch of that number
@@ -86,7 +69,7 @@ class Batches:
         while self.step < end:
             if self.before_batch is not None:
                 self.before_batch()
-            rows = self._rows(1)  # counts the step before the batch leaves: nothing after the last yield is sure to run
+            rows = self._rows()  # counts the step before the batch leaves: nothing after the last yield is sure to run
             yield tuple(tensor[rows] for tensor in self.tensors)
 
     def take(self, batches: int) -> tuple[Tensor, ...]:
@@ -95,27 +78,31 @@ class Batches:
         Returns:
             For each tensor (batches, batch_size, ...).
         """
+        assert self.world_size == 1
         if len(self) > 1:
             rows = self._rows(batches)
         elif self.seed is None:
             self.step += batches
             return tuple(tensor.expand(batches, *tensor.shape) for tensor in self.tensors)
         else:
-            rows = torch.cat([self._rows(1) for _ in range(batches)])
+            rows = torch.cat([self._rows() for _ in range(batches)])
         return tuple(tensor[rows].view(batches, self.batch_size, *tensor.shape[1:]) for tensor in self.tensors)
 
-    def _rows(self, batches: int) -> Any:
-        """An index for the rows of the next batches, which all lie in one epoch."""
+    def _rows(self, batches: int = 1) -> Any:
+        """An index for this process's share of the next batches, which all lie in one epoch."""
         epoch, batch = divmod(self.step, len(self))
         self.step += batches
-        rows = slice(batch * self.batch_size, (batch + batches) * self.batch_size)
+        size = len(self) * self.batch_size if self.replacement else self.rows
+        start, end = batch * self.batch_size, min((batch + batches) * self.batch_size, size)
+        first, last = ((end - start) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        rows = slice(start + first, start + last)
         if self.seed is None:
             return rows
         if self.ordered != epoch:
             # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
             generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
             if self.replacement:
-                order = torch.randint(self.rows, (len(self) * self.batch_size,), generator=generator)
+                order = torch.randint(self.rows, (size,), generator=generator)
             else:
                 order = torch.randperm(self.rows, generator=generator)
             self.order, self.ordered = order.to(self.tensors[0].device), epoch
@@ -148,7 +135,9 @@ class NamesDataModule(LightningDataModule):
         train_fraction: the share of words to train on.
         val_fraction: the share to validate on; what is left is for the test. With 0, validation runs on
             the training words.
-        split_seed: of the shuffle before the split.
+        split: `shuffled`, as in the lecture; or `hashed`: a hash of its characters decides about each word, so that
+            equal words stay together and no process need hold the list: counted in pieces, it may be of any length.
+        split_seed: of the shuffle or the hash.
         order_seed: of the order of batches.
 
     Raises:
@@ -166,6 +155,7 @@ class NamesDataModule(LightningDataModule):
         replacement: bool = False,
         train_fraction: float = 0.8,
         val_fraction: float = 0.1,
+        split: Literal["shuffled", "hashed"] = "shuffled",
         split_seed: int = 42,
         order_seed: int = 2147483647,
     ) -> None:
@@ -200,25 +190,77 @@ class NamesDataModule(LightningDataModule):
     @cached_property
     def splits(self) -> dict[str, list[str]]:
         """The words of `train`, `val` and `test`."""
+        return self._split(self.words)
+
+    def _split(self, words: list[str]) -> dict[str, list[str]]:
         hparams = self.hparams
-        train, val, test = split_words(
-            self.words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"]
-        )
-        return {"train": train, "val": val or train, "test": test}
+        how = {"shuffled": split_words, "hashed": hash_words}[hparams["split"]]
+        train, val, test = how(words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"])
+        return {"train": train, "val": val if hparams["val_fraction"] else train, "test": test}
+
+    @property
+    def in_pieces(self) -> bool:
+        """Whether the list is read piece by piece and never held."""
+        return self.hparams["split"] == "hashed" and self.hparams["counted"] and self.hparams["num_words"] is None
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The characters of the whole list, also where few of its words are in use, or those that were given."""
         given = self.hparams["vocabulary"]
-        return Vocabulary.from_words(self._list) if given is None else Vocabulary(given)
+        if given is not None:
+            return Vocabulary(given)
+        pieces = read_pieces(self._path) if self.in_pieces else [self._list]
+        return Vocabulary.from_words(set().union(*(set("".join(piece)) for piece in pieces)))
 
     def setup(self, stage: str) -> None:
         """Builds the tensors of the splits that the stage needs, on the Trainer's device where there is one."""
+        splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
+        # Evaluation needs no order, so it always takes the counted form: the same figures, sooner.
+        windows = [split for split in splits if split == "train" and not self.hparams["counted"]]
+        views = self._count([split for split in splits if split not in windows])
+        views |= {split: self.view(split, counted=False) for split in windows}
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        for split in {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, []):
-            # Evaluation needs no order, so it always takes the counted form: the same figures, sooner.
-            X, Y = self.view(split, counted=self.hparams["counted"] or split != "train")
-            self.tensors[split] = X.to(device), Y.to(device)
+        self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}
+
+    @property
+    def _place(self) -> tuple[int, int]:
+        """This process among all: its rank and their number."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+
+    def _count(self, splits: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
+        """Counts some splits: of several processes each its share of the words, and then they add up."""
+        rank, world_size = self._place
+        counted: Any
+        try:
+            pieces: Iterable[dict[str, list[str]]]
+            if self.in_pieces:
+                pieces = map(self._split, read_pieces(self._path, rank, world_size))
+            else:
+                pieces = [{split: self.splits[split][rank::world_size] for split in splits}]
+            V, T = len(self.vocabulary), self.hparams["block_size"]
+            counted = {split: (torch.empty(0, T).long(), torch.empty(0, V).long()) for split in splits}
+            for piece in pieces:
+                for split in splits:
+                    part = count_words(piece[split], self.vocabulary, T)
+                    counted[split] = add_counts(counted[split], part)
+        except ValueError as error:
+            counted = error  # all processes shall end with it, and none wait for this one
+        if world_size > 1:
+            everyone = [counted] * world_size
+            all_gather_object(everyone, counted)
+        else:
+            everyone = [counted]
+        for counted in everyone:
+            if isinstance(counted, ValueError):
+                raise counted
+        totals = {split: reduce(add_counts, (counted[split] for counted in everyone)) for split in splits}
+        for split, (X, _) in totals.items():
+            self._require(split, len(X))
+        return totals
+
+    def _require(self, split: str, size: int) -> None:
+        if not size:
+            raise ValueError(f"no words in the {split} split: give it a larger share, or more words")
 
     def view(self, split: str, counted: bool) -> tuple[Tensor, Tensor]:
         """Builds one split.
@@ -233,17 +275,21 @@ class NamesDataModule(LightningDataModule):
         Raises:
             ValueError: if the split has no words, or a word a character that the vocabulary does not know.
         """
-        if not self.splits[split]:
-            raise ValueError(f"no words in the {split} split: its share is 0")
+        self._require(split, len(self.splits[split]))
         arguments = self.splits[split], self.vocabulary, self.hparams["block_size"]
         return count_words(*arguments) if counted else build_windows(*arguments)
 
     def train_dataloader(self) -> Batches:
         hparams = self.hparams
-        return Batches(self.tensors["train"], hparams["batch_size"], hparams["order_seed"], hparams["replacement"])
+        order = hparams["batch_size"], hparams["order_seed"], hparams["replacement"]
+        return Batches(self.tensors["train"], *order, *self._place)
 
     def val_dataloader(self) -> Batches:
-        return Batches(self.tensors["val"], EVALUATION_ROWS)
+        return self._evaluation("val")
 
     def test_dataloader(self) -> Batches:
-        return Batches(self.tensors["test"], EVALUATION_ROWS)
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> Batches:
+        rank, world_size = self._place
+        return Batches(self.tensors[split], EVALUATION_ROWS, rank=rank, world_size=world_size)

@@ -93,7 +93,7 @@ class MLP(LightningModule):
         """
         emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
         # addmm(b, x, W) is x @ W + b without a second pass over the product.
-        h = tanh_(torch.addmm(self.b1, emb.view(len(X), -1), self.W1))  # (B, H)
+        h = tanh_(torch.addmm(self.b1, emb.flatten(1), self.W1))  # (B, H)
         return torch.addmm(self.b2, h, self.W2)  # (B, V)
 
     @staticmethod
@@ -109,16 +109,28 @@ class MLP(LightningModule):
             A scalar, the same for both forms of Y.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if Y.ndim == 1:
-            return F.cross_entropy(logits, Y, reduction=reduction)
-        total = F.cross_entropy(logits, Y.to(logits.dtype), reduction="sum")
-        return total / Y.sum() if reduction == "mean" else total
+        nll = F.cross_entropy(logits, Y if Y.ndim == 1 else Y.to(logits.dtype), reduction="sum")
+        return nll / MLP.count(Y) if reduction == "mean" else nll
+
+    @staticmethod
+    def count(Y: Tensor) -> Tensor:
+        """Counts the windows that Y stands for, (B,) next characters or (B, V) counts: a scalar on its device."""
+        return Y.new_full((), len(Y)) if Y.ndim == 1 else Y.sum()
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         X, Y = batch
-        loss = self.loss(self(X), Y)
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
+        nll, windows = self.loss(self(X), Y, reduction="sum"), self.count(Y)
+        # Devices may hold unequal shares of the batch, and the Trainer averages their gradients: divided by the
+        # windows of the average device, they give the gradient of the mean over all windows.
+        mean_nll, mean_windows = self._average_over_devices(nll, windows)
+        self.log("train/loss", mean_nll / mean_windows, prog_bar=True)
+        return nll / mean_windows
+
+    def _average_over_devices(self, *numbers: Tensor) -> tuple[Tensor, ...]:
+        if self.trainer.world_size == 1:
+            return tuple(number.detach() for number in numbers)
+        together = torch.stack([number.detach().double() for number in numbers])  # one exchange, exact
+        return self.trainer.strategy.reduce(together, reduce_op="mean").to(numbers[0].dtype).unbind()
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._add_up(*batch)
@@ -150,7 +162,7 @@ class MLP(LightningModule):
         guess = logits.argmax(dim=1, keepdim=True)
         self.nll.update(self.loss(logits, Y, reduction="sum"))
         self.hits.update((guess[:, 0] == Y).sum() if Y.ndim == 1 else Y.gather(1, guess).sum())
-        self.windows.update(len(Y) if Y.ndim == 1 else Y.sum())
+        self.windows.update(self.count(Y))
 
     def _log_means(self, stage: str) -> None:
         windows = self.windows.compute()
@@ -163,7 +175,8 @@ class MLP(LightningModule):
         self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
 
     def predict_step(self, chunk: int, batch_idx: int) -> list[str]:
-        return self.draw.chunk(chunk)
+        # Chunks go round the devices: this one's, or no names.
+        return self.draw.chunk(chunk) if chunk % self.trainer.world_size == self.global_rank else []
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
         """Draws new words; the options are those of `Sampler`: prompt, temperature, max_length, seed."""

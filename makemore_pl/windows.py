@@ -3,7 +3,6 @@
 Shapes: N windows, M distinct contexts, T block size (context length), V vocabulary size.
 """
 
-import random
 from collections.abc import Sequence
 
 import torch
@@ -122,39 +121,3 @@ def _group(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     rows = torch.empty(M, X.shape[1], dtype=torch.int64)
     rows[row] = X
     return rows, row
-
-
-def split_words(
-    words: Sequence[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42
-) -> tuple[list[str], list[str], list[str]]:
-    """Shuffles the words and cuts them into train, validation and test (the lecture's 80/10/10).
-
-    Args:
-        words: the words, in the order of the list.
-        train_fraction: the share of the words to train on.
-        val_fraction: the share to validate on; what is left is for the test.
-        seed: of `random.Random`, as in the lecture.
-
-    Returns:
-        Three lists that hold every word once.
-
-    Raises:
-        ValueError: if the fractions are not in range, or a split with a share gets no word.
-    """
-    held = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
-    if not (0 < train_fraction <= 1 and val_fraction >= 0 and held <= 1):
-        raise ValueError(
-            f"train_fraction {train_fraction:g} and val_fraction {val_fraction:g}: expected shares of 1, train above 0"
-        )
-    shuffled = list(words)
-    random.Random(seed).shuffle(shuffled)
-    first, second = int(train_fraction * len(words)), int(held * len(words))
-    splits = shuffled[:first], shuffled[first:second], shuffled[second:]
-    shares = {"train": train_fraction, "validation": val_fraction, "test": 1 - held}
-    for (name, share), split in zip(shares.items(), splits, strict=True):
-        if share > 0 and not split:
-            raise ValueError(
-                f"{len(words)} words are too few: {share:.0%} for {name} is not one word; "
-                "give more words or other fractions (train_fraction 1 and val_fraction 0 hold none back)"
-            )
-    return splits

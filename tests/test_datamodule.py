@@ -3,48 +3,7 @@ import pytest
 import torch
 
 from makemore_pl import NamesDataModule
-from makemore_pl.datamodule import Batches, default_path, read_words
-
-
-def test_the_default_list_is_names_txt(names):
-    assert read_words(default_path()) == names
-
-
-@pytest.mark.parametrize(
-    ("raw", "words"),
-    [
-        (b"emma\nolivia\n", ["emma", "olivia"]),
-        (b"emma\r\nolivia", ["emma", "olivia"]),
-        (b"\xef\xbb\xbfemma\n", ["emma"]),
-        (b"  emma \n\n \t\nava", ["emma", "ava"]),
-        ("a\u2028b\x85c\nd".encode(), ["a\u2028b\x85c", "d"]),
-        (b"St. Gallen\nemma\nemma", ["St. Gallen", "emma", "emma"]),
-    ],
-)
-def test_lists_are_read_line_by_line(raw, words, tmp_path):
-    (tmp_path / "list.txt").write_bytes(raw)
-    assert read_words(tmp_path / "list.txt") == words
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (b"", "list.txt: no words"),
-        (b" \n\r\n", "list.txt: no words"),
-        (b"emma\nzo\xeb\n", "list.txt, line 2: byte 0xeb is not UTF-8"),
-    ],
-)
-def test_unusable_lists_are_refused(raw, message, tmp_path):
-    (tmp_path / "list.txt").write_bytes(raw)
-    with pytest.raises(ValueError, match=message):
-        read_words(tmp_path / "list.txt")
-
-
-def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere.txt: cannot read this word list \(No such file or directory\)"):
-        read_words(tmp_path / "nowhere.txt")
-    with pytest.raises(ValueError, match="cannot read this word list"):
-        read_words(tmp_path)
+from makemore_pl.datamodule import Batches
 
 
 def test_the_splits_are_the_windows_of_the_lecture(names):

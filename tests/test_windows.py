@@ -14,7 +14,6 @@ from makemore_pl.windows import (
     count_windows,
     count_words,
     show_windows,
-    split_words,
 )
 
 FIRST_FIVE = """
@@ -110,33 +109,3 @@ def test_contexts_that_do_not_fit_into_64_bits_are_counted_too():
     assert [tuple(x) for x in contexts.tolist()] == sorted({tuple(x) for x in X.tolist()})
     expected = Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True))
     assert {(tuple(contexts[i].tolist()), v): int(counts[i, v]) for i, v in counts.nonzero().tolist()} == expected
-
-
-def test_the_split_is_that_of_the_lecture(names):
-    assert split_words(names) == notebook.split(names)
-    assert [sum(len(word) + 1 for word in part) for part in split_words(names)] == [182518, 22939, 22689]
-
-
-def test_another_seed_and_other_fractions_split_otherwise():
-    words = [str(i) for i in range(100)]
-    train, val, test = split_words(words, 0.7, 0.1, seed=1)
-    assert [len(train), len(val), len(test)] == [70, 10, 20]
-    assert sorted(train + val + test) == sorted(words)
-    assert split_words(words, 0.7, 0.1, seed=2)[0] != train
-
-
-def test_nothing_need_be_held_back():
-    train, val, test = split_words(["a", "b", "c"], 1, 0)
-    assert sorted(train) == ["a", "b", "c"]
-    assert (val, test) == ([], [])
-
-
-@pytest.mark.parametrize("fractions", [(0, 0.5), (0.8, -0.1), (0.8, 0.3), (1.1, 0), (float("nan"), 0)])
-def test_fractions_outside_their_range_are_refused(fractions):
-    with pytest.raises(ValueError, match="expected shares of 1"):
-        split_words(["a"] * 100, *fractions)
-
-
-def test_too_few_words_for_the_split_are_refused():
-    with pytest.raises(ValueError, match="5 words are too few: 10% for validation"):
-        split_words(["a"] * 5)
