@@ -19,12 +19,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.model import MLP
 from makemore_pl.sampling import Sampler
+from makemore_pl.watchdog import Watchdog
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
@@ -134,6 +136,8 @@ class CLI(LightningCLI):
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         self.best: ModelCheckpoint | None = None
+        if not any(isinstance(callback, Watchdog) for callback in callbacks):
+            callbacks.append(Watchdog())
         if self.subcommand == "predict":
             callbacks.append(NamesWriter())
         if self.subcommand == "fit":
@@ -257,7 +261,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 def silence_stock_noise() -> None:
     """Drops the lines that Lightning prints on every run and that ask nothing of anybody; real warnings stay."""
     noise = ("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    noise += ("Initializing distributed: ", "-" * 100 + "\ndistributed_backend=")
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.distributed",
+    ):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
     # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
     # the third is what happens to a run that begins from a file of another.
@@ -304,3 +313,5 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         fail(error)
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        fail(str(error).strip().split("\n")[-1])  # what is above is the trace of another process

@@ -10,6 +10,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from makemore_pl.callbacks import ValidateLastStep
 from makemore_pl.datamodule import Batches
 from makemore_pl.model import MLP
+from makemore_pl.watchdog import Watchdog
 
 ROWS_AT_ONCE = 2**18
 """Rows that are taken from the loader at a time."""
@@ -27,7 +28,7 @@ BATCH_HOOKS = (
 )
 EPOCH_HOOKS = ("on_train_epoch_start", "on_train_epoch_end")
 
-MAY_MISS_STEPS = (LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer, ValidateLastStep)
+MAY_MISS_STEPS = (LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer, ValidateLastStep, Watchdog)
 """Callbacks with such hooks that do something only at watched steps."""
 
 

@@ -117,6 +117,13 @@ class MLP(LightningModule):
         """Counts the windows that Y stands for, (B,) next characters or (B, V) counts: a scalar on its device."""
         return Y.new_full((), len(Y)) if Y.ndim == 1 else Y.sum()
 
+    def setup(self, stage: str) -> None:
+        """Gives the weights the precision of the run before a checkpoint is loaded into them.
+
+        Lightning does it afterwards, and would so round those of 64 bits to 32.
+        """
+        self.trainer.precision_plugin.convert_module(self)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         X, Y = batch
         nll, windows = self.loss(self(X), Y, reduction="sum"), self.count(Y)

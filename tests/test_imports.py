@@ -12,14 +12,15 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "vocabulary": set(),
     "wordlist": set(),
+    "watchdog": set(),
     "windows": {"vocabulary"},
     "gradient": set(),
-    "faststeps": {"callbacks", "datamodule", "model"},
+    "faststeps": {"callbacks", "datamodule", "model", "watchdog"},
     "sampling": {"vocabulary"},
     "model": {"gradient", "sampling", "vocabulary"},
     "datamodule": {"vocabulary", "windows", "wordlist"},
     "callbacks": {"sampling", "vocabulary"},
-    "cli": {"callbacks", "datamodule", "faststeps", "model", "sampling", "vocabulary", "windows"},
+    "cli": {"callbacks", "datamodule", "faststeps", "model", "sampling", "vocabulary", "watchdog"},
 }
 
 
