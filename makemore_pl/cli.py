@@ -9,7 +9,7 @@ import warnings
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from jsonargparse import Namespace
@@ -19,7 +19,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
@@ -78,7 +78,18 @@ class CLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         assert isinstance(parser, Parser)
         parser.link_arguments("model.block_size", "data.block_size")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="highest",
+            help="float32 products on GPUs: `highest` in full; `high` with TF32, `medium` with bfloat16 tensor cores",
+        )
         if parser.command == "fit":
+            parser.add_argument(
+                "--compile",
+                type=Literal["default", "reduce-overhead", "max-autotune"] | None,
+                help="compile the network with torch.compile in this mode; `reduce-overhead` takes CUDA graphs",
+            )
             # The list decides the alphabet ...
             parser.link_arguments(
                 "data.vocabulary", "model.vocabulary", attrgetter("characters"), apply_on="instantiate"
@@ -112,6 +123,7 @@ class CLI(LightningCLI):
         options = self.config[command]
         if command != "fit" or options.trainer.logger is False:
             self.save_config_callback = None  # it would write into the current folder
+        torch.set_float32_matmul_precision(options.matmul_precision)
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; leave the flag out, or say cpu")
         if self.checkpoint is None:
@@ -158,6 +170,7 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_instantiate_classes(self) -> None:
+        refuse_precision(self.config[self.config["subcommand"]].trainer.precision, self.trainer.strategy.root_device)
         if self.checkpoint is None:
             return
         options = self.config_init[self.config["subcommand"]]
@@ -179,6 +192,8 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         data, model = self.datamodule, self.model
+        if self.config_init.fit.compile is not None:
+            model.compile(mode=self.config_init.fit.compile)
         if data.in_pieces:
             words = "words in pieces"
         else:
@@ -212,6 +227,21 @@ class CLI(LightningCLI):
     def predict(self, **_: Any) -> None:
         """Samples names; the word list takes no part in it."""
         self.trainer.predict(self.model, dataloaders=self.config_init.predict.sample, return_predictions=False)
+
+
+def refuse_precision(precision: object, device: torch.device) -> None:
+    """Refuses what a device cannot compute with, of which Lightning would take something else, or torch stumble.
+
+    Raises:
+        ValueError: if so.
+    """
+    precision = {"16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}.get(str(precision), str(precision))
+    if precision == "16-mixed" and device.type == "cpu":
+        raise ValueError("--trainer.precision 16-mixed needs a GPU; on a CPU, bf16-mixed does the like")
+    if precision == "64-true" and device.type == "mps":
+        raise ValueError("--trainer.precision 64-true: Apple's GPUs have no 64 bits; add --trainer.accelerator cpu")
+    if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
+        raise ValueError(f"--trainer.precision {precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
 
 
 def find_checkpoint(ckpt_path: str | None, root: str | None) -> Path:
@@ -260,8 +290,12 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 def silence_stock_noise() -> None:
     """Drops the lines that Lightning prints on every run and that ask nothing of anybody; real warnings stay."""
-    noise = ("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_")
-    noise += ("Initializing distributed: ", "-" * 100 + "\ndistributed_backend=")
+    noise = (
+        *("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_"),
+        *("Using 16bit Automatic", "Using bfloat16 Automatic"),
+        "You are using a CUDA device",  # and should choose: --matmul_precision
+        *("Initializing distributed: ", f"{'-' * 100}\ndistributed_backend="),
+    )
     for name in (
         "lightning.pytorch.utilities.rank_zero",
         "lightning.fabric.utilities.rank_zero",
@@ -269,11 +303,12 @@ def silence_stock_noise() -> None:
     ):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
     # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
-    # the third is what happens to a run that begins from a file of another.
+    # the third is what happens to a run that begins from a file of another; the fourth we refuse.
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The number of training batches .+ is smaller",
         "The dirpath has changed from",
+        "You passed `Trainer\\(accelerator='cpu', precision='16-mixed'\\)`",
     ]:
         warnings.filterwarnings("ignore", message)
 

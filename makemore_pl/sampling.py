@@ -117,7 +117,7 @@ class Draw:
         """The cumulative next-character distributions (B, V) of contexts (B, T), up to rounding of their total."""
         logits = self.next_logits(context).float()
         # A list holds no empty words, and neither does what we draw.
-        logits[(context == BOUNDARY).all(dim=1), BOUNDARY] = -torch.inf
+        logits[:, BOUNDARY].masked_fill_((context == BOUNDARY).all(dim=1), -torch.inf)
         logits = (logits - logits.amax(dim=1, keepdim=True)) / self.sampler.temperature
         return torch.softmax(logits, dim=1).cumsum(dim=1)
 
@@ -136,21 +136,33 @@ class Draw:
             # A string as the seed mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
             seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
             u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
-            cdf = self.cdf(context) if self.table is None else F.embedding(context, self.table)
-            token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
-            token.clamp_(max=V - 1)  # a u close to 1 may round up to the total
+            token, context = self.step(context, u)
             columns.append(torch.zeros(B, dtype=torch.int64, device=device).index_copy_(0, alive, token))
-
+            # The only time that the host waits for the device: once per character of a chunk.
             goes_on = token.nonzero()[:, 0]
-            alive, token, context = (tensor.index_select(0, goes_on) for tensor in (alive, token, context))
-            if self.table is None:
-                context = torch.cat([context[:, 1:], token[:, None]], dim=1)
-            else:
-                context = (context * V + token) % self.contexts
+            alive, context = alive.index_select(0, goes_on), context.index_select(0, goes_on)
         columns.append(torch.zeros(B, dtype=torch.int64, device=device))
         ids = torch.stack(columns, dim=1).cpu()
         lengths = ids.count_nonzero(dim=1)
         return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths[:, None]])
+
+    def step(self, context: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Draws the next character of each word.
+
+        Args:
+            context: (B, T) int64, or their numbers (B,) int64 where there is a table.
+            u: (B,) uniform random numbers in [0, 1).
+
+        Returns:
+            The characters (B,) int64 and the contexts that follow.
+        """
+        V = len(self.vocabulary)
+        cdf = self.cdf(context) if self.table is None else F.embedding(context, self.table)
+        token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
+        token.clamp_(max=V - 1)  # a u close to 1 may round up to the total
+        if self.table is None:
+            return token, torch.cat([context[:, 1:], token[:, None]], dim=1)
+        return token, (context * V + token) % self.contexts
 
     def names(self) -> Iterator[str]:
         """Draws all names, one after the other."""

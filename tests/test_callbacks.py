@@ -61,11 +61,11 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
 
 def test_names_go_to_stdout_one_a_line(capsys):
     class First:
-        is_global_zero = True
+        global_rank, world_size, is_global_zero = 0, 2, True
 
     class Second:
-        is_global_zero = False
+        global_rank, world_size, is_global_zero = 1, 2, False
 
-    for trainer in (First, Second):
-        NamesWriter().on_predict_batch_end(trainer, None, ["emma", "名 前"], None, 0)
+    for trainer, names in (First, ["emma", "名 前"]), (Second, []):
+        NamesWriter().on_predict_batch_end(trainer, None, names, 0, 0)
     assert capsys.readouterr() == ("emma\n名 前\n", "")
