@@ -1,0 +1,108 @@
+"""`python -m makemore_pl.sweep`: looks for better sizes and a better learning rate, on any number of machines."""
+
+import logging
+import shlex
+import sys
+import warnings
+
+from jsonargparse import auto_cli
+from lightning.pytorch import Trainer
+
+from makemore_pl.callbacks import ValidateLastStep
+from makemore_pl.cli import TRAINER_DEFAULTS, Parser, fail, keep_freed_memory, silence_stock_noise
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.faststeps import FastSteps
+from makemore_pl.model import MLP
+
+try:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.study import MaxTrialsCallback
+    from optuna.trial import TrialState
+    from optuna_integration import PyTorchLightningPruningCallback  # type: ignore[import-untyped]
+except ImportError:
+    fail("the sweep needs optuna: pip install 'makemore_pl[sweep]'")
+
+
+def suggest(trial: optuna.Trial) -> dict[str, int | float]:
+    """The hyperparameters that are searched, and where."""
+    return {
+        "block_size": trial.suggest_int("block_size", 2, 8),
+        "embedding_dim": trial.suggest_int("embedding_dim", 2, 32, log=True),
+        "hidden_size": trial.suggest_int("hidden_size", 50, 800, log=True),
+        "lr": trial.suggest_float("lr", 0.005, 0.1, log=True),
+    }
+
+
+def sweep(
+    trials: int = 20,
+    storage: str = "sweep.journal",
+    study: str = "makemore_pl",
+    path: str | None = None,
+    max_steps: int = 500,
+    accelerator: str = "auto",
+) -> None:
+    """Trains many models and prints the `fit` command of the one with the lowest validation loss.
+
+    Processes that name the same storage share one study: start as many as you like, on as many machines as see it.
+    Trials that do worse than the median of the others are cut short. A sweep that is started again goes on.
+
+    Args:
+        trials: how many models in all, whoever trains them.
+        storage: a file, on a shared disk for several machines; or the URL of a database, such as sqlite:///sweep.db.
+        study: its name there.
+        path: a list of words, one a line, in UTF-8; names.txt if left out.
+        max_steps: of each training.
+        accelerator: as for `fit`.
+    """
+
+    def train(trial: optuna.Trial) -> float:
+        hparams = suggest(trial)
+        data = NamesDataModule(path, block_size=int(hparams["block_size"]))
+        model = MLP(data.vocabulary.characters, **hparams)  # type: ignore[arg-type]
+        watcher = PyTorchLightningPruningCallback(trial, monitor="val/loss")
+        trainer = Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_steps=max_steps,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            callbacks=[ValidateLastStep(), FastSteps(), watcher],
+            **{name: value for name, value in TRAINER_DEFAULTS.items() if name != "max_steps"},  # type: ignore[arg-type]
+        )
+        trainer.fit(model, data)
+        return trainer.callback_metrics["val/loss"].item()
+
+    taken = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING
+    shared = optuna.create_study(
+        storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
+        study_name=study,
+        load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // 5),
+    )
+    if len(shared.get_trials(deepcopy=False, states=taken)) < trials:
+        shared.optimize(train, callbacks=[MaxTrialsCallback(trials, states=taken)])
+    flags = [f"--model.{name} {value:g}" for name, value in shared.best_params.items()]
+    flags += [f"--trainer.max_steps {max_steps}", f"--data.path {shlex.quote(path)}" if path else ""]
+    number = shared.best_trial.number
+    print(f"val/loss {shared.best_value:.4f}, by trial {number} of {len(shared.trials)}", file=sys.stderr)
+    print("python -m makemore_pl fit", *filter(None, flags))
+
+
+def main() -> None:
+    """Runs the command line."""
+    silence_stock_noise()
+    keep_freed_memory()
+    # A Trainer for each trial says each time that it comes without a logger and what the machine has.
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    try:
+        auto_cli(sweep, parser_class=Parser, description=str(sweep.__doc__).split("\n\n")[0])
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    main()
