@@ -1,9 +1,13 @@
+import string
+from collections import Counter
+
 import notebook
 import pytest
 import torch
 
-from makemore_pl import NamesDataModule
+from makemore_pl import NamesDataModule, Vocabulary, wordlist
 from makemore_pl.datamodule import Batches
+from makemore_pl.wordlist import hash_words
 
 
 def test_the_splits_are_the_windows_of_the_lecture(names):
@@ -138,3 +142,41 @@ def test_all_rows_drawn_anew_differ_from_epoch_to_epoch():
     batches = Batches(ROWS, None, seed=1, replacement=True)
     assert batches.take(5)[0].tolist() == whole[:5]
     assert next(iter(batches))[0].tolist() == whole[5]
+
+
+@pytest.mark.parametrize("vocabulary", [None, string.ascii_lowercase])
+def test_a_list_in_pieces_gives_what_the_whole_list_gives(vocabulary, names, tmp_path, monkeypatch):
+    monkeypatch.setattr(wordlist, "PIECE", 1000)
+    (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
+    in_pieces = NamesDataModule(str(tmp_path / "list.txt"), vocabulary=vocabulary, split="hashed")
+    whole = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=3000)
+    for data in (in_pieces, whole):
+        data.setup("fit"), data.setup("test")
+    assert in_pieces.in_pieces
+    assert not whole.in_pieces
+    assert "_list" not in vars(in_pieces)  # never held
+    assert in_pieces.vocabulary == whole.vocabulary == Vocabulary.from_words(names)
+    stoi = notebook.stoi(names)
+    for split, (X, Y) in in_pieces.tensors.items():
+        assert torch.equal(X, whole.tensors[split][0])
+        assert torch.equal(Y, whole.tensors[split][1])
+        words = hash_words(names[:3000])[["train", "val", "test"].index(split)]
+        slow_X, slow_Y = notebook.build_dataset(words, stoi)
+        slow = Counter(map(tuple, torch.cat([slow_X, slow_Y[:, None]], dim=1).tolist()))
+        assert {(*X[i].tolist(), v): int(Y[i, v]) for i, v in Y.nonzero().tolist()} == slow
+
+
+def test_minibatches_of_a_hashed_list_are_windows_of_its_words(names):
+    data = NamesDataModule(split="hashed", batch_size=8)
+    assert not data.in_pieces
+    data.setup("fit")
+    X, Y = data.tensors["train"]
+    expected = notebook.build_dataset(hash_words(names)[0], notebook.stoi(names))
+    assert torch.equal(X, expected[0])
+    assert torch.equal(Y, expected[1])
+
+
+def test_a_split_without_words_is_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("emma\n" * 10)
+    with pytest.raises(ValueError, match="no words in the val split: give it a larger share, or more words"):
+        NamesDataModule(str(tmp_path / "list.txt"), split="hashed").setup("fit")

@@ -1,7 +1,11 @@
+import hashlib
+from itertools import zip_longest
+
 import notebook
 import pytest
 
-from makemore_pl.wordlist import default_path, read_words, split_words
+from makemore_pl import wordlist
+from makemore_pl.wordlist import default_path, hash_words, read_pieces, read_words, split_words
 
 
 def test_the_default_list_is_names_txt(names):
@@ -73,3 +77,75 @@ def test_fractions_outside_their_range_are_refused(fractions):
 def test_too_few_words_for_the_split_are_refused():
     with pytest.raises(ValueError, match="5 words are too few: 10% for validation"):
         split_words(["a"] * 5)
+
+
+# Piece by piece.
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(wordlist, "PIECE", 50)
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 7])
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_readers_share_the_pieces_of_a_list(readers, end, names, tmp_path, small_pieces):
+    words = names[:300] + ["a" * 200, "", "名前", "b"] + names[300:305]
+    (tmp_path / "list.txt").write_text("\n".join(words) + end, encoding="utf-8")
+    shares = [list(read_pieces(tmp_path / "list.txt", rank, readers)) for rank in range(readers)]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert min(map(len, shares)) > 3
+    in_turn = [piece for pieces in zip_longest(*shares, fillvalue=()) for piece in pieces]
+    assert [word for piece in in_turn for word in piece] == [word for word in words if word]
+
+
+def test_a_mistake_in_a_later_piece_is_found_where_it_is(tmp_path, small_pieces):
+    (tmp_path / "list.txt").write_bytes(b"emma\n" * 100 + b"zo\xeb\n" + b"ava\n" * 100)
+    with pytest.raises(ValueError, match=r"list.txt, line 101: byte 0xeb is not UTF-8"):
+        read_words(tmp_path / "list.txt")
+    with pytest.raises(ValueError, match=r"list.txt, piece \d+: byte 0xeb is not UTF-8"):
+        for rank in range(2):
+            list(read_pieces(tmp_path / "list.txt", rank, 2))
+
+
+# The split by hash.
+
+
+def test_the_hash_sends_equal_words_together(names):
+    train, val, test = hash_words(names * 2)
+    assert not set(train) & set(val)
+    assert not set(val) & set(test)
+    assert not set(test) & set(train)
+    assert sorted(train + val + test) == sorted(names * 2)
+    chosen = set(train)
+    assert train == [word for word in names * 2 if word in chosen]
+
+
+def test_the_hash_is_one_that_anybody_can_compute(names):
+    """Blake2b of the seed, a space and the word: the first 8 bytes as a share of 2**64."""
+    shares = [
+        int.from_bytes(hashlib.blake2b(f"7 {word}".encode(), digest_size=8).digest(), "big") / 2**64
+        for word in names[:2000]
+    ]
+    train, val, test = hash_words(names[:2000], 0.7, 0.1, seed=7)
+    assert train == [word for word, share in zip(names, shares, strict=False) if share < 0.7]
+    assert val == [word for word, share in zip(names, shares, strict=False) if 0.7 <= share < 0.8]
+    assert test == [word for word, share in zip(names, shares, strict=False) if share >= 0.8]
+
+
+def test_the_hash_keeps_the_shares():
+    """Of distinct words, to five standard deviations."""
+    words = [f"{number}" for number in range(100_000)]
+    for seed in (1, 2):
+        sizes = [len(split) for split in hash_words(words, 0.8, 0.1, seed)]
+        for size, share in zip(sizes, (0.8, 0.1, 0.1), strict=True):
+            assert abs(size - share * 100_000) < 5 * (100_000 * share * (1 - share)) ** 0.5
+    assert hash_words(words, seed=1)[1] != hash_words(words, seed=2)[1]
+
+
+def test_the_hash_need_hold_nothing_back(names):
+    assert hash_words(names, 1, 0) == (names, [], [])
+    assert hash_words(names, 0.8, 0)[1] == []
+    assert hash_words(names, 0.8, 0.2)[2] == []
+    with pytest.raises(ValueError, match="expected shares of 1"):
+        hash_words(names, 0.8, 0.3)
