@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install fit predict tensorboard test lint check bench clean
+.PHONY: help install fit predict tensorboard test lint check bench gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +36,10 @@ check: lint test ## what CI runs
 
 bench: install ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+gpu: install ## test and measure on a GPU; says so where there is none
+	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
+	$(BIN)/python benchmarks/gpu.py
 
 clean: ## remove .venv and caches, but no runs
 	rm -rf .venv .*_cache .hypothesis build dist

@@ -60,15 +60,16 @@ class Watchdog(Callback):
         # Whoever launches the others has a parent that may well leave, such as the shell under nohup.
         launches = bool(getattr(trainer.strategy.launcher, "procs", None))
         self.parent = None if launches else os.getppid()
+        # Lightning's own way with a scheduler's signal is for whoever sets it to one of these.
+        self.ends = {signal.SIGTERM, signal.SIGINT} - {getattr(environment, "requeue_signal", None)}
         self.signals, wake = socket.socketpair()
         wake.setblocking(False)
         self.wake = wake
-        # A scheduler's own arrangement with Lightning takes precedence.
-        if in_main_thread() and not getattr(environment, "auto_requeue", False):
+        if in_main_thread():
             # Python runs handlers in the main thread, which may be stuck in an exchange; the descriptor gets the
             # signal's number at once.
             signal.set_wakeup_fd(wake.fileno())
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in self.ends:
                 signal.signal(number, lambda *_: None)
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True, name="watchdog")
@@ -82,7 +83,7 @@ class Watchdog(Callback):
             ready, _, _ = select.select([self.socket, self.signals], [], [], max(0.0, next_tick - time.monotonic()))
             if self.signals in ready:
                 number = self.signals.recv(1)[0]
-                if number in (signal.SIGTERM, signal.SIGINT):
+                if number in self.ends:
                     self.end(f"{signal.Signals(number).name}", 128 + number)
             if self.socket in ready:
                 self.receive()

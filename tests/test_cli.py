@@ -240,19 +240,6 @@ trainer:
     assert list((folder / "mine").iterdir())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
-def test_two_processes_train_as_one(strategy, tmp_path, command, names):
-    windows = notebook.build_dataset(names[:200], notebook.stoi(names))
-    options = ["--data.num_words", 200, "--trainer.max_steps", 20, "--trainer.accelerator", "cpu"]
-    command("fit", *options, cwd=tmp_path)
-    two = command("fit", *options, "--trainer.strategy", strategy, "--trainer.devices", 2, cwd=tmp_path)
-    assert two.returncode == 0, two.stderr
-    assert two.stdout.count("\n") == 20
-    losses = [torch.load(run / "checkpoints/best.ckpt", weights_only=True) for run in sorted(tmp_path.glob("*/*"))]
-    ours, theirs = (notebook.negative_log_likelihood(loaded["state_dict"], *windows).item() for loaded in losses)
-    assert ours == pytest.approx(theirs, rel=1e-5)
-
-
 def test_the_newest_run_is_taken(folder, call):
     for words in (50, 60):
         assert call("fit", "--data.num_words", words, *QUICK)[0] == 0

@@ -36,9 +36,7 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
         assert "has stood still for" in said[0]
 
 
-@pytest.mark.parametrize(
-    ("launcher", "fault"), [("ddp", "SIGKILL"), ("ddp", "SIGTERM"), ("torchrun", "SIGKILL"), ("torchrun", "SIGTERM")]
-)
+@pytest.mark.parametrize(("launcher", "fault"), [("ddp", "SIGTERM"), ("torchrun", "SIGKILL")])
 def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
     fit = ["-m", "makemore_pl", "fit", "--data.num_words", "100", "--trainer.max_steps", "1000000"]
     fit += ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
