@@ -93,11 +93,13 @@ def measured(work, **ways):
 def table_line(row):
     cells = [row["work"]]
     for name in ("plain", "ours"):
-        cells.append(f"{statistics.median(row[name]):,.5g}, {row[f'{name}_peak_mb']:.0f} MB" if name in row else "")
-    cells += (
-        ["**{ratio:.3g}**".format(**row), "{lowest:.3g} to {highest:.3g}".format(**row)] if "ratio" in row else [""] * 2
-    )
+        cells.append(f"{rounded(statistics.median(row[name]))}, {row[f'{name}_peak_mb']:.0f} MB" if name in row else "")
+    cells.append("**{ratio:.3g}** | {lowest:.3g} to {highest:.3g}".format(**row) if "ratio" in row else " | ")
     return f"| {' | '.join(cells)} |"
+
+
+def rounded(number):
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def driver():

@@ -210,7 +210,10 @@ class NamesDataModule(LightningDataModule):
         if given is not None:
             return Vocabulary(given)
         pieces = read_pieces(self._path) if self.in_pieces else [self._list]
-        return Vocabulary.from_words(set().union(*(set("".join(piece)) for piece in pieces)))
+        characters: set[str] = set().union(*(set("".join(piece)) for piece in pieces))
+        if not characters:
+            raise ValueError(f"{self._path}: no words in this list; expected one a line")
+        return Vocabulary.from_words(characters)
 
     def setup(self, stage: str) -> None:
         """Builds the tensors of the splits that the stage needs, on the Trainer's device where there is one."""
