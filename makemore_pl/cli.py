@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import logging
 import os
+import signal
 import sys
 import warnings
 from functools import partial
@@ -15,7 +16,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -51,6 +52,26 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+class Settings(Callback):
+    """What each process of a run sets for itself: spawned ones know nothing of the command line.
+
+    Args:
+        matmul_precision: of float32 products.
+        compile: the mode of torch.compile; None to leave it.
+    """
+
+    def __init__(self, matmul_precision: str, compile: str | None) -> None:
+        self.matmul_precision = matmul_precision
+        self.compile = compile
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Sets them."""
+        silence_stock_noise()
+        torch.set_float32_matmul_precision(self.matmul_precision)
+        if self.compile is not None:
+            pl_module.compile(mode=self.compile)
+
+
 class Parser(LightningArgumentParser):
     """Answers a mistake in one line, and knows which subcommand it parses.
 
@@ -68,7 +89,8 @@ class Parser(LightningArgumentParser):
 
 def fail(message: object) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2."""
-    say("error: " + " ".join(str(message).split()))
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one's list may be another
+        print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -123,7 +145,6 @@ class CLI(LightningCLI):
         options = self.config[command]
         if command != "fit" or options.trainer.logger is False:
             self.save_config_callback = None  # it would write into the current folder
-        torch.set_float32_matmul_precision(options.matmul_precision)
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; leave the flag out, or say cpu")
         if self.checkpoint is None:
@@ -148,6 +169,7 @@ class CLI(LightningCLI):
         callbacks = trainer.callbacks or []
         callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
         self.best: ModelCheckpoint | None = None
+        callbacks.append(Settings(options.matmul_precision, options.get("compile")))
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
             callbacks.append(Watchdog())
         if self.subcommand == "predict":
@@ -184,6 +206,7 @@ class CLI(LightningCLI):
             options.weights_only = True  # the Trainer reads the file again, for the optimizer and the loops
         else:
             # All that is wanted are five tensors; the Trainer would look for the callbacks of the training as well.
+            self.trainer.precision_plugin.convert_module(self.model)  # 64 bits would not fit into 32
             self.model.load_state_dict(self.checkpoint["state_dict"])
             path, options.ckpt_path = options.ckpt_path, None
             if self.subcommand == "predict":
@@ -192,8 +215,6 @@ class CLI(LightningCLI):
 
     def before_fit(self) -> None:
         data, model = self.datamodule, self.model
-        if self.config_init.fit.compile is not None:
-            model.compile(mode=self.config_init.fit.compile)
         if data.in_pieces:
             words = "words in pieces"
         else:
@@ -325,10 +346,19 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, gigabyte)
 
 
+def end_with_parent() -> None:
+    """Has Linux end a process that Lightning launched once its parent is gone, also before the watchdog is awake."""
+    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        PR_SET_PDEATHSIG = 1
+        with contextlib.suppress(AttributeError, OSError, TypeError):  # another system
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def main() -> None:
     """Runs the command line. A user's mistake ends in one line on stderr and exit status 2."""
     silence_stock_noise()
     keep_freed_memory()
+    end_with_parent()
     every_parser = {"allow_abbrev": False}
     try:
         CLI(
@@ -346,7 +376,13 @@ def main() -> None:
     except BrokenPipeError:
         # Whoever reads our names has seen enough. Python would complain when it closes stdout on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        reason = str(error).strip().split("\n")[-1]  # what is above is the trace of another process
+        if not reason.startswith("BrokenPipeError"):
+            fail(reason)
+    except RuntimeError as error:
+        if type(error).__module__ != "torch._inductor.exc":
+            raise
+        fail(f"--compile: {error}".split("\n")[0])
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         fail(error)
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        fail(str(error).strip().split("\n")[-1])  # what is above is the trace of another process

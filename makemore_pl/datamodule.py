@@ -170,12 +170,14 @@ class NamesDataModule(LightningDataModule):
             )
         if counted is None:
             counted = not (batch_size or replacement)
-        self._path = path or default_path()
+        self._path = Path(path or default_path())
         if path is not None:
             path = str(Path(path).absolute())  # the checkpoint keeps it, and may be used from another folder
         # Kept for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False)
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
+        if self.in_pieces and self._path.exists() and not self._path.is_file():
+            raise ValueError(f"{self._path}: a list in pieces is read more than once, so it must be a file")
 
     @cached_property
     def _list(self) -> list[str]:

@@ -1,12 +1,14 @@
 """`python -m makemore_pl.sweep`: looks for better sizes and a better learning rate, on any number of machines."""
 
+import hashlib
 import logging
 import shlex
 import sys
 import warnings
 
 from jsonargparse import auto_cli
-from lightning.pytorch import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 
 from makemore_pl.callbacks import ValidateLastStep
 from makemore_pl.cli import TRAINER_DEFAULTS, Parser, fail, keep_freed_memory, silence_stock_noise
@@ -49,41 +51,62 @@ def sweep(
     Trials that do worse than the median of the others are cut short. A sweep that is started again goes on.
 
     Args:
-        trials: how many models in all, whoever trains them.
+        trials: how many models in all, whoever trains them; the last ones of other processes may come on top.
         storage: a file, on a shared disk for several machines; or the URL of a database, such as sqlite:///sweep.db.
         study: its name there.
         path: a list of words, one a line, in UTF-8; names.txt if left out.
         max_steps: of each training.
         accelerator: as for `fit`.
+
+    Raises:
+        ValueError: if a number is out of range, the list cannot be used, or the storage holds something else.
     """
 
-    def train(trial: optuna.Trial) -> float:
-        hparams = suggest(trial)
-        data = NamesDataModule(path, block_size=int(hparams["block_size"]))
-        model = MLP(data.vocabulary.characters, **hparams)  # type: ignore[arg-type]
-        watcher = PyTorchLightningPruningCallback(trial, monitor="val/loss")
-        trainer = Trainer(
+    if trials < 1 or max_steps < 1:
+        raise ValueError(f"trials {trials} and max_steps {max_steps}: expected 1 or more")
+    words = hashlib.sha256("\n".join(NamesDataModule(path).words).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def new_trainer(*callbacks: Callback) -> Trainer:
+        return Trainer(
             accelerator=accelerator,
             devices=1,
             max_steps=max_steps,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            callbacks=[ValidateLastStep(), FastSteps(), watcher],
+            callbacks=[ValidateLastStep(), FastSteps(), *callbacks],
             **{name: value for name, value in TRAINER_DEFAULTS.items() if name != "max_steps"},  # type: ignore[arg-type]
         )
-        trainer.fit(model, data)
+
+    def train(trial: optuna.Trial) -> float:
+        hparams = suggest(trial)
+        data = NamesDataModule(path, block_size=int(hparams["block_size"]))
+        model = MLP(data.vocabulary.characters, **hparams)  # type: ignore[arg-type]
+        trainer = new_trainer(PyTorchLightningPruningCallback(trial, monitor="val/loss"))
+        try:
+            trainer.fit(model, data)
+        except SystemExit:  # what Lightning makes of Ctrl-C and SIGTERM, and Optuna does not know
+            raise KeyboardInterrupt from None
         return trainer.callback_metrics["val/loss"].item()
 
-    taken = TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING
-    shared = optuna.create_study(
-        storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
-        study_name=study,
-        load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // 5),
-    )
-    if len(shared.get_trials(deepcopy=False, states=taken)) < trials:
-        shared.optimize(train, callbacks=[MaxTrialsCallback(trials, states=taken)])
+    new_trainer()  # refuses an accelerator that is not there before there is a study
+    try:
+        shared = optuna.create_study(
+            storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
+            study_name=study,
+            load_if_exists=True,
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // 5),
+        )
+    except Exception as error:  # each kind of storage throws its own
+        raise ValueError(f"--storage {storage} cannot hold a study: {error}") from None
+    for name, value in {"words": words, "max_steps": max_steps}.items():
+        if shared.user_attrs.get(name, value) != value:
+            raise ValueError(f"--storage {storage} holds a study with other {name}: name another --storage or --study")
+        shared.set_user_attr(name, value)
+
+    done = TrialState.COMPLETE, TrialState.PRUNED
+    if len(shared.get_trials(deepcopy=False, states=done)) < trials:
+        shared.optimize(train, callbacks=[MaxTrialsCallback(trials, states=done)])
     flags = [f"--model.{name} {value:g}" for name, value in shared.best_params.items()]
     flags += [f"--trainer.max_steps {max_steps}", f"--data.path {shlex.quote(path)}" if path else ""]
     number = shared.best_trial.number
@@ -100,7 +123,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning")
     try:
         auto_cli(sweep, parser_class=Parser, description=str(sweep.__doc__).split("\n\n")[0])
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, MisconfigurationException) as error:
         fail(error)
 
 

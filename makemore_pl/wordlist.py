@@ -56,7 +56,7 @@ def read_pieces(path: str | Path, rank: int = 0, world_size: int = 1) -> Iterato
                         text = raw.decode("utf-8-sig" if number == 0 else "utf-8")
                     except UnicodeDecodeError as error:
                         line = lines + raw.count(b"\n", 0, error.start) + 1
-                        where = f"line {line}" if world_size == 1 else f"piece {number}"
+                        where = f"line {line}" if world_size == 1 else f"byte {file.tell() - len(raw) + error.start:,}"
                         raise ValueError(
                             f"{path}, {where}: byte 0x{raw[error.start]:02x} is not UTF-8; "
                             "save the list as UTF-8 and try again"

@@ -6,21 +6,26 @@ Runs are forked from here, so that none has to import anything, and go on side b
 import json
 import os
 import signal
+import socket
 import sys
 import time
+import traceback
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from makemore_pl import MLP, NamesDataModule
+from makemore_pl import MLP, NamesDataModule, Sampler
 from makemore_pl.watchdog import Watchdog
 
 CASES = [
     *[(name, whom) for name in ("SIGKILL", "SIGTERM", "SIGINT") for whom in ("0", "1", "all", "launcher")],
     *[(name, whom) for name in ("SIGSTOP", "sleep", "error") for whom in ("0", "1")],
 ]
+HEALTHY = ["slow first step", "slow checkpoint", "slow end", "slow predict", "caught", "parent gone"]
+SLOW = 9  # seconds, more than the watchdog's patience
 AT_ONCE = 6
 LIMIT = 20  # seconds; the promise is ten, on a machine with less to do
 
@@ -41,25 +46,118 @@ class Patient(Callback):
             raise RuntimeError("ill")
 
 
-def launch(folder, fault, whom):
-    os.setsid()
-    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT)
-    os.dup2(log, 1), os.dup2(log, 2)
+def train(folder, *callbacks, **options):
     data = NamesDataModule(num_words=100)
+    model = MLP(data.vocabulary.characters, hidden_size=8, schedule="constant")
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
-        strategy="ddp_fork",
-        max_steps=10**6,
         val_check_interval=10,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
         logger=False,
-        callbacks=[Watchdog(), Patient(folder, (fault, whom)), ModelCheckpoint(folder, "last")],
+        callbacks=[Watchdog(), *callbacks, ModelCheckpoint(folder, "last")],
+        **options,
     )
-    trainer.fit(MLP(data.vocabulary.characters, hidden_size=8, schedule="constant"), data)
+    trainer.fit(model, data)
+    return trainer, model
+
+
+def say_into(folder):
+    """A session of its own, whose processes can be ended together, and a file for what they say."""
+    os.setsid()
+    log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+
+
+class Slow(Callback):
+    """Takes its time in one process."""
+
+    def __init__(self, when):
+        self.when = when
+
+    def wait(self, trainer, when):
+        if self.when == when and trainer.is_global_zero:
+            self.when = None
+            time.sleep(SLOW)
+
+    def on_train_batch_start(self, trainer, *_):
+        self.wait(trainer, "slow first step")
+        if self.when == "caught" and trainer.global_step == 5:
+            raise ValueError("caught")
+
+    def on_save_checkpoint(self, trainer, *_):
+        self.wait(trainer, "slow checkpoint")
+
+    def on_fit_end(self, trainer, *_):
+        self.wait(trainer, "slow end")
+
+    def on_predict_batch_start(self, trainer, *_):
+        self.wait(trainer, "slow predict")
+
+
+def work_in_peace(folder, case, rank, port):
+    """One of two processes that nothing is the matter with, started by hand."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
+    os.environ |= {name: str(value) for name, value in where.items()}
+    if case == "parent gone":
+        time.sleep(1)
+    try:
+        trainer, model = train(folder, Slow(case), strategy="ddp", max_steps=3000 if case == "parent gone" else 30)
+        trainer.predict(model, Sampler(5), return_predictions=False)
+    except ValueError:
+        time.sleep(SLOW)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    assert signal.set_wakeup_fd(-1) == -1
+    (folder / f"{rank}.done").touch()
+
+
+def live(folder, case):
+    """Gives how many of the two processes came to their end, and what they said."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    parent = os.fork()
+    if parent == 0:
+        say_into(folder)
+        ranks = []
+        for rank in (0, 1):
+            ranks.append(os.fork())
+            if ranks[-1] == 0:
+                try:
+                    work_in_peace(folder, case, rank, port)
+                except BaseException:
+                    traceback.print_exc()
+                os._exit(0)
+        if case != "parent gone":
+            os.wait(), os.wait()
+        os._exit(0)
+    deadline = time.monotonic() + 3 * LIMIT
+    while len(list(folder.glob("*.done"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        if (folder / "log").exists() and not leads(parent):
+            break
+    time.sleep(0.5)
+    with suppress(ProcessLookupError):
+        os.killpg(parent, signal.SIGKILL)
+    return {"done": len(list(folder.glob("*.done"))), "said": (folder / "log").read_text()}
+
+
+def leads(group):
+    """Whether anybody is left in a session."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def launch(folder, fault, whom):
+    say_into(folder)
+    train(folder, Patient(folder, (fault, whom)), strategy="ddp_fork", max_steps=10**6)
 
 
 def alive(pid):
@@ -71,7 +169,7 @@ def alive(pid):
 
 
 def hurt(folder, fault, whom):
-    """Gives the exit status, the seconds to the end, what is left of the run, and what it said."""
+    """Gives the exit status, what is left of the run after a while, and what it said."""
     launcher = os.fork()
     if launcher == 0:
         try:
@@ -79,8 +177,12 @@ def hurt(folder, fault, whom):
         finally:
             os._exit(1)
     paths = [folder / "0.pid", folder / "1.pid"]
+    deadline = time.monotonic() + 3 * LIMIT
     while not (folder / "last.ckpt").exists() or not all(path.exists() and path.read_text() for path in paths):
         time.sleep(0.05)
+        if time.monotonic() > deadline:
+            os.killpg(launcher, signal.SIGKILL)
+            return {"status": 0, "left": [], "step": 0, "said": (folder / "log").read_text()}
     ranks = [int(path.read_text()) for path in paths]
     (folder / "go").touch()
     begin = time.monotonic()
@@ -92,25 +194,25 @@ def hurt(folder, fault, whom):
         time.sleep(0.05)
         pid, code = os.waitpid(launcher, os.WNOHANG) if status is None else (0, 0)
         status = os.waitstatus_to_exitcode(code) if pid else status
-    seconds = time.monotonic() - begin
     left = [pid for pid in [launcher, *ranks] if alive(pid)]
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     step = torch.load(folder / "last.ckpt", weights_only=True)["global_step"]
-    return {"status": status, "seconds": seconds, "left": left, "step": step, "said": (folder / "log").read_text()}
+    return {"status": status, "left": left, "step": step, "said": (folder / "log").read_text()}
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
-    for number, (fault, whom) in enumerate(CASES):
+    for number, case in enumerate([*CASES, *HEALTHY]):
         if number >= AT_ONCE:
             os.wait()
         if os.fork() == 0:
             try:
-                folder = root / f"{fault} {whom}"
+                folder = root / (case if case in HEALTHY else " ".join(case))
                 folder.mkdir()
-                (folder / "result.json").write_text(json.dumps(hurt(folder, fault, whom)))
+                result = live(folder, case) if case in HEALTHY else hurt(folder, *case)
+                (folder / "result.json").write_text(json.dumps(result))
             finally:
                 os._exit(0)
     for _ in range(AT_ONCE):

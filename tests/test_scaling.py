@@ -41,6 +41,10 @@ def finished(*processes):
     return outputs
 
 
+def test_the_document_is_finished():
+    assert not re.search(r"^[A-Z]{4,}$|TODO|TABLE", DOCUMENT, re.MULTILINE)
+
+
 def test_one_machine(shell):
     ((out, err),) = finished(shell(block("One machine", "sh")))
     assert out.count("\n") == 20

@@ -19,7 +19,7 @@ def few(tmp_path, names, monkeypatch):
 
 
 def test_two_processes_share_one_study(few, tmp_path, call):
-    long_enough = ["--max_steps", "150"]  # that one process cannot be done before the other begins
+    long_enough = ["--max_steps", "100"]  # that one process cannot be done before the other begins
     line = [sys.executable, "-m", "makemore_pl.sweep", "--trials", "6", *few, *long_enough]
     pair = [subprocess.Popen(line, cwd=tmp_path, text=True, stdout=-1, stderr=-1) for _ in range(2)]
     outputs = [process.communicate(timeout=200) for process in pair]
@@ -30,7 +30,7 @@ def test_two_processes_share_one_study(few, tmp_path, call):
     study = optuna.load_study(
         study_name="makemore_pl", storage=JournalStorage(JournalFileBackend(str(tmp_path / "sweep.journal")))
     )
-    assert sorted(trial.number for trial in study.trials) == list(range(6))
+    assert [trial.number for trial in study.trials] in (list(range(6)), list(range(7)))
     assert all(trial.state.is_finished() for trial in study.trials)
     assert all(set(trial.params) == {"block_size", "embedding_dim", "hidden_size", "lr"} for trial in study.trials)
 
@@ -69,11 +69,34 @@ def test_mistakes_are_one_line(few, monkeypatch, capsys):
     for arguments, message in [
         (["--trails", "3"], "unrecognized arguments: --trails 3"),
         (["--path", "nowhere.txt", "--trials", "1"], "nowhere.txt: cannot read this word list (No such file or"),
+        (["--trials", "0"], "trials 0 and max_steps 500: expected 1 or more"),
+        (["--max_steps", "0"], "max_steps 0: expected 1 or more"),
+        (["--accelerator", "abacus"], "accelerator='abacus'"),
+        (["--storage", "nosuch://x"], "--storage nosuch://x cannot hold a study"),
+        (["--storage", "few names.txt"], "--storage few names.txt cannot hold a study"),
+        (["--path", "few names.txt", "--max_steps", "4"], "holds a study with other words: name another --storage"),
     ]:
+        sweep.sweep(1, path=None, max_steps=4) if "4" in arguments else None
+        capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["sweep", *arguments])
         with pytest.raises(SystemExit) as stop:
             sweep.main()
         assert stop.value.code == 2
-        errors = [line for line in capsys.readouterr().err.split("\n") if line.startswith("error: ")]
-        assert len(errors) == 1
-        assert message in errors[0]
+        (line,) = capsys.readouterr().err.strip().split("\n")
+        assert line.startswith("error: ")
+        assert message in line
+
+
+def test_an_interrupted_trial_does_not_count(few, monkeypatch):
+    fit = sweep.Trainer.fit
+
+    def interrupted(self, *args):
+        monkeypatch.setattr(sweep.Trainer, "fit", fit)
+        raise SystemExit(1)  # as Lightning answers Ctrl-C
+
+    monkeypatch.setattr(sweep.Trainer, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.sweep(1, path=few[1], max_steps=4)
+    sweep.sweep(1, path=few[1], max_steps=4)
+    study = optuna.load_study(study_name="makemore_pl", storage=JournalStorage(JournalFileBackend("sweep.journal")))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", "COMPLETE"]

@@ -103,7 +103,7 @@ def test_a_mistake_in_a_later_piece_is_found_where_it_is(tmp_path, small_pieces)
     (tmp_path / "list.txt").write_bytes(b"emma\n" * 100 + b"zo\xeb\n" + b"ava\n" * 100)
     with pytest.raises(ValueError, match=r"list.txt, line 101: byte 0xeb is not UTF-8"):
         read_words(tmp_path / "list.txt")
-    with pytest.raises(ValueError, match=r"list.txt, piece \d+: byte 0xeb is not UTF-8"):
+    with pytest.raises(ValueError, match=r"list.txt, byte 502: byte 0xeb is not UTF-8"):
         for rank in range(2):
             list(read_pieces(tmp_path / "list.txt", rank, 2))
 
