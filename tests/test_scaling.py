@@ -114,7 +114,8 @@ def test_sweeps(shell, tmp_path, names):
     (tmp_path / "my_words.txt").write_text("\n".join(names[:100]), encoding="utf-8")
     ((out, err),) = finished(shell(block("Sweeps", "sh")))
     assert "python -m makemore_pl fit --model.block_size" in out
-    assert len(re.findall(r"Trial \d+ (?:finished|pruned)", err)) == 12
+    # The other process may be at its last when the twelfth is done.
+    assert len(re.findall(r"Trial \d+ (?:finished|pruned)", err)) in (12, 13)
 
 
 def test_lists_larger_than_memory(shell):
