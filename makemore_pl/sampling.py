@@ -31,11 +31,14 @@ class Sampler:
         num_names: how many names to draw.
         prompt: how every name begins.
         temperature: divides the logits: below 1 more like the list, above 1 more daring.
+        top_k: draw each character from the so many likeliest alone; from all if left out.
+        top_p: draw each character from the likeliest alone that together have this share of the probability.
+        min_length: no name ends before it has this many characters.
         max_length: names are cut off at this many characters.
         seed: the same seed gives the same names, and fewer names are the first of more.
 
     Raises:
-        ValueError: if num_names or max_length is below 1, or temperature is not above 0.
+        ValueError: if an option is out of its range, or the lengths contradict each other or the prompt.
     """
 
     def __init__(
@@ -43,6 +46,9 @@ class Sampler:
         num_names: int = 20,
         prompt: str = "",
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float = 1.0,
+        min_length: int = 1,
         max_length: int = 100,
         seed: int = 2147483647,
     ) -> None:
@@ -50,11 +56,22 @@ class Sampler:
             raise ValueError(f"num_names is {num_names}: expected 1 or more")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature is {temperature:g}: expected a number above 0")
-        if max_length < max(1, len(prompt)):
-            raise ValueError(f"max_length is {max_length}: expected 1 or more, and room for the prompt {prompt!r}")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k is {top_k}: expected 1 or more")
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p is {top_p:g}: expected a share above 0, at most 1")
+        if not 1 <= min_length <= max_length:
+            raise ValueError(
+                f"min_length is {min_length}: expected 1 or more, and no more than max_length, {max_length}"
+            )
+        if max_length < len(prompt):
+            raise ValueError(f"max_length is {max_length}: expected room for the prompt {prompt!r}")
         self.num_names = num_names
         self.prompt = prompt
         self.temperature = temperature
+        self.top_k = top_k
+        self.top_p = top_p
+        self.min_length = min_length
         self.max_length = max_length
         self.seed = seed
 
@@ -106,37 +123,51 @@ class Draw:
         self.block_size = block_size
         self.device = device
         self.contexts = len(vocabulary) ** block_size
-        self.table: Tensor | None = None
-        if self.contexts <= TABLE_CONTEXTS:
-            number = torch.arange(self.contexts, device=device)
-            digits = [number // len(vocabulary) ** t % len(vocabulary) for t in reversed(range(block_size))]
-            self.table = self.cdf(torch.stack(digits, dim=1))  # (V**T, V)
+        self.looks_up = self.contexts <= TABLE_CONTEXTS
+        self.tables: dict[bool, Tensor] = {}
+
+    def table(self, may_end: bool) -> Tensor:
+        """The distributions (V**T, V) of all contexts, as `cdf` gives them; computed once."""
+        if may_end not in self.tables:
+            V = len(self.vocabulary)
+            number = torch.arange(self.contexts, device=self.device)
+            digits = [number // V**t % V for t in reversed(range(self.block_size))]
+            self.tables[may_end] = self.cdf(torch.stack(digits, dim=1), may_end)
+        return self.tables[may_end]
 
     @torch.no_grad()
-    def cdf(self, context: Tensor) -> Tensor:
+    def cdf(self, context: Tensor, may_end: bool) -> Tensor:
         """The cumulative next-character distributions (B, V) of contexts (B, T), up to rounding of their total."""
         logits = self.next_logits(context).float()
-        # A list holds no empty words, and neither does what we draw.
-        logits[:, BOUNDARY].masked_fill_((context == BOUNDARY).all(dim=1), -torch.inf)
+        if not may_end:
+            logits[:, BOUNDARY].fill_(-torch.inf)
         logits = (logits - logits.amax(dim=1, keepdim=True)) / self.sampler.temperature
-        return torch.softmax(logits, dim=1).cumsum(dim=1)
+        if self.sampler.top_k is not None:
+            least = logits.topk(min(self.sampler.top_k, logits.shape[1])).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        probabilities = torch.softmax(logits, dim=1)
+        if self.sampler.top_p < 1:
+            likeliest, place = probabilities.sort(dim=1, descending=True, stable=True)
+            spare = likeliest.cumsum(dim=1) - likeliest >= self.sampler.top_p  # enough without this one
+            probabilities = probabilities.masked_fill(torch.zeros_like(spare).scatter(1, place, spare), 0.0)
+        return probabilities.cumsum(dim=1)
 
     def chunk(self, number: int) -> list[str]:
         """Draws one chunk: at most `CHUNK` names. Chunks can be drawn in any order, on any device."""
         V, T, device = len(self.vocabulary), self.block_size, self.device
         B = min(CHUNK, self.sampler.num_names - number * CHUNK)
         start = ([BOUNDARY] * T + self.prompt)[-T:]
-        if self.table is None:
-            context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
-        else:
+        if self.looks_up:
             context = torch.full((B,), sum(x * V**t for t, x in enumerate(reversed(start))), device=device)  # numbers
+        else:
+            context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
         alive = torch.arange(B, device=device)  # the words that have not met the boundary
         columns = [torch.full((B,), token, device=device) for token in self.prompt]
         while len(columns) < self.sampler.max_length and len(alive):
             # A string as the seed mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
             seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
             u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
-            token, context = self.step(context, u)
+            token, context = self.step(context, u, may_end=len(columns) >= self.sampler.min_length)
             columns.append(torch.zeros(B, dtype=torch.int64, device=device).index_copy_(0, alive, token))
             # The only time that the host waits for the device: once per character of a chunk.
             goes_on = token.nonzero()[:, 0]
@@ -146,23 +177,25 @@ class Draw:
         lengths = ids.count_nonzero(dim=1)
         return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths[:, None]])
 
-    def step(self, context: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, context: Tensor, u: Tensor, may_end: bool = True) -> tuple[Tensor, Tensor]:
         """Draws the next character of each word.
 
         Args:
             context: (B, T) int64, or their numbers (B,) int64 where there is a table.
             u: (B,) uniform random numbers in [0, 1).
+            may_end: whether the boundary may come up. As a list holds no empty words, it may not at first.
 
         Returns:
             The characters (B,) int64 and the contexts that follow.
         """
         V = len(self.vocabulary)
-        cdf = self.cdf(context) if self.table is None else F.embedding(context, self.table)
-        token = torch.searchsorted(cdf, (u * cdf[:, -1])[:, None], right=True)[:, 0]
-        token.clamp_(max=V - 1)  # a u close to 1 may round up to the total
-        if self.table is None:
-            return token, torch.cat([context[:, 1:], token[:, None]], dim=1)
-        return token, (context * V + token) % self.contexts
+        cdf = F.embedding(context, self.table(may_end)) if self.looks_up else self.cdf(context, may_end)
+        # A u close to 1 may round up to the total: then it is the last character that has a share.
+        target = torch.minimum(u * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.zeros_like(u)))
+        token = torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
+        if self.looks_up:
+            return token, (context * V + token) % self.contexts
+        return token, torch.cat([context[:, 1:], token[:, None]], dim=1)
 
     def names(self) -> Iterator[str]:
         """Draws all names, one after the other."""

@@ -72,11 +72,11 @@ def test_validation_stays_on_its_device(counted, request):
 def test_drawing_stays_on_its_device(block_size, request):
     model, _ = place(block_size=block_size)
     request.getfixturevalue("fake")
-    draw = Draw(Sampler(), model, model.vocabulary, block_size, ELSEWHERE)
-    assert (draw.table is None) == (block_size == 5)
-    context = torch.zeros((8, block_size) if draw.table is None else 8, dtype=torch.int64, device=ELSEWHERE)
-    for _ in range(3):
-        token, context = draw.step(context, torch.zeros(8, device=ELSEWHERE))
+    draw = Draw(Sampler(top_k=5, top_p=0.9), model, model.vocabulary, block_size, ELSEWHERE)
+    assert draw.looks_up == (block_size == 2)
+    context = torch.zeros(8 if draw.looks_up else (8, block_size), dtype=torch.int64, device=ELSEWHERE)
+    for may_end in (False, True, True):
+        token, context = draw.step(context, torch.zeros(8, device=ELSEWHERE), may_end)
         assert token.device == context.device == ELSEWHERE
 
 

@@ -53,6 +53,39 @@ def test_temperature_divides_the_logits():
     assert set(draw(num_names=100, temperature=1e-3, max_length=4)) <= {"b", "bab", "baba"}
 
 
+def shares(context):
+    """End 4/10, a 3/10, b 3/10 less a little, whatever came before."""
+    return torch.tensor([4.0, 3.0, 2.9]).log().repeat(len(context), 1)
+
+
+def test_top_k_draws_from_the_likeliest():
+    n = 40_000
+    found = Counter(draw(shares, num_names=n, top_k=2, max_length=9))
+    # The first character is a or b, since the end is not among them; then the end or a, 4 to 3.
+    for word, p in {"a": 3 / 5.9 * 4 / 7, "b": 2.9 / 5.9 * 4 / 7, "ba": 2.9 / 5.9 * 3 / 7 * 4 / 7}.items():
+        assert abs(found[word] - n * p) < 4.5 * (n * p * (1 - p)) ** 0.5, word
+    assert not any("b" in word[1:] for word in found)
+    assert set(draw(shares, num_names=50, top_k=1)) == {"a"}
+    assert draw(shares, num_names=50, top_k=99) == draw(shares, num_names=50)
+
+
+@pytest.mark.parametrize(("top_p", "later"), [(0.3, ""), (0.41, "a"), (0.7, "a"), (0.71, "ab"), (1.0, "ab")])
+def test_top_p_draws_from_those_that_have_the_share(top_p, later):
+    """4/9.9 is 0.404, with 3/9.9 it is 0.707; at first, without the end, 3/5.9 is 0.508."""
+    found = draw(shares, num_names=2000, top_p=top_p, max_length=9)
+    assert {character for word in found for character in word[1:]} == set(later)
+    assert {word[0] for word in found} == ({"a"} if top_p <= 0.508 else {"a", "b"})
+
+
+def test_no_name_is_shorter_than_asked():
+    n = 40_000
+    found = Counter(map(len, draw(shares, num_names=n, min_length=3, max_length=20)))
+    assert min(found) == 3
+    p = 4 / 9.9  # that the third character is the last: before it, no end could come up
+    assert abs(found[3] - n * p) < 4.5 * (n * p * (1 - p)) ** 0.5
+    assert set(map(len, draw(shares, num_names=50, prompt="ab", min_length=4, max_length=4))) == {4}
+
+
 def test_the_same_seed_gives_the_same_names_and_fewer_are_the_first_of_more(monkeypatch):
     monkeypatch.setattr(sampling, "CHUNK", 64)
     many = draw(num_names=200, seed=5)
@@ -117,7 +150,13 @@ def test_an_unknown_character_in_the_prompt_is_named():
         ({"num_names": 0}, "num_names is 0"),
         ({"temperature": 0}, "temperature is 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"max_length": 0}, "max_length is 0"),
+        ({"max_length": 0}, "min_length is 1: expected 1 or more, no more than max_length, 0"),
+        ({"min_length": 0}, "min_length is 0"),
+        ({"min_length": 5, "max_length": 4}, "min_length is 5: expected 1 or more, no more than max_length, 4"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_p": 0}, "top_p is 0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"top_p": float("nan")}, "top_p is nan"),
         ({"max_length": 2, "prompt": "aba"}, "room for the prompt 'aba'"),
     ],
 )
