@@ -373,6 +373,8 @@ def main() -> None:
             load_from_checkpoint_support=False,  # it would put the name of a function to call into the checkpoint
         )
         sys.stdout.flush()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # its threads may abort a process that ends before they do
     except BrokenPipeError:
         # Whoever reads our names has seen enough. Python would complain when it closes stdout on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
