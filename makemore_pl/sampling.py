@@ -61,9 +61,7 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p is {top_p:g}: expected a share above 0, at most 1")
         if not 1 <= min_length <= max_length:
-            raise ValueError(
-                f"min_length is {min_length}: expected 1 or more, and no more than max_length, {max_length}"
-            )
+            raise ValueError(f"min_length is {min_length}: expected 1 or more, no more than max_length, {max_length}")
         if max_length < len(prompt):
             raise ValueError(f"max_length is {max_length}: expected room for the prompt {prompt!r}")
         self.num_names = num_names
