@@ -194,8 +194,12 @@ class Watchdog(Callback):
     on_train_batch_end = on_validation_batch_end = count  # type: ignore[assignment]
     on_validation_end = on_test_batch_end = count  # type: ignore[assignment]
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Expects the end of a step, of the first one at any time."""
+        self.counting = self.thread is not None and self.steps > 0
+
     def pause(self, *_: Any) -> None:
-        """Expects no step until the next one has come."""
+        """Expects no step until the next one begins."""
         self.counting = False
 
     on_train_end = on_test_end = pause  # type: ignore[assignment]

@@ -42,8 +42,8 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
         "error": rf"error: (lost touch with another process|SIGTERM){way_on}",
     }[fault]
     assert all(re.fullmatch(expected, line) for line in said), said
-    silent = (fault == "SIGKILL" and whom == "all") or (fault == "SIGINT" and whom == "launcher")
-    assert said or silent
+    # Of the others, whoever launched them may have ended the last one before it could speak.
+    assert said or fault not in ("SIGSTOP", "sleep")
 
 
 @pytest.mark.parametrize("case", faults.HEALTHY)
