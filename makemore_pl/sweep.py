@@ -61,7 +61,6 @@ def sweep(
     Raises:
         ValueError: if a number is out of range, the list cannot be used, or the storage holds something else.
     """
-
     if trials < 1 or max_steps < 1:
         raise ValueError(f"trials {trials} and max_steps {max_steps}: expected 1 or more")
     words = hashlib.sha256("\n".join(NamesDataModule(path).words).encode("utf-8", "surrogatepass")).hexdigest()
@@ -70,12 +69,11 @@ def sweep(
         return Trainer(
             accelerator=accelerator,
             devices=1,
-            max_steps=max_steps,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             callbacks=[ValidateLastStep(), FastSteps(), *callbacks],
-            **{name: value for name, value in TRAINER_DEFAULTS.items() if name != "max_steps"},  # type: ignore[arg-type]
+            **TRAINER_DEFAULTS | {"max_steps": max_steps},  # type: ignore[arg-type]
         )
 
     def train(trial: optuna.Trial) -> float:
