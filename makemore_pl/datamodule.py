@@ -200,6 +200,25 @@ class NamesDataModule(LightningDataModule):
         train, val, test = how(words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"])
         return {"train": train, "val": val if hparams["val_fraction"] else train, "test": test}
 
+    def where(self, words: Iterable[str]) -> list[str]:
+        """Says of each word where it stands in the list: `train`, `val` or `test`, the first that has it, or `new`."""
+        words = list(words)
+        if not self.in_pieces:
+            return [self._places.get(word, "new") for word in words]
+        wanted, found = set(words), set[str]()
+        for piece in read_pieces(self._path):
+            found |= wanted.intersection(piece)
+        places = self._by_word(self._split(list(found)))
+        return [places.get(word, "new") for word in words]
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        return self._by_word(self.splits)
+
+    @staticmethod
+    def _by_word(splits: dict[str, list[str]]) -> dict[str, str]:
+        return {word: split for split in ("test", "val", "train") for word in splits[split]}
+
     @property
     def in_pieces(self) -> bool:
         """Whether the list is read piece by piece and never held."""

@@ -180,3 +180,24 @@ def test_a_split_without_words_is_refused(tmp_path):
     (tmp_path / "list.txt").write_text("emma\n" * 10)
     with pytest.raises(ValueError, match="no words in the val split: give it a larger share, or more words"):
         NamesDataModule(str(tmp_path / "list.txt"), split="hashed").setup("fit")
+
+
+def test_a_word_stands_in_the_first_split_that_has_it(names):
+    train, val, test = (set(words) for words in notebook.split(names))
+    asked = names[::100] + ["", "notaname", "Emma"] + sorted(train & val & test)[:5] + sorted(val & test - train)[:5]
+    expected = [
+        "train" if word in train else "val" if word in val else "test" if word in test else "new" for word in asked
+    ]
+    assert len(set(expected)) == 4
+    assert NamesDataModule().where(asked) == expected
+
+
+@pytest.mark.parametrize("num_words", [None, 3000])
+def test_a_word_of_a_hashed_list_is_found_in_pieces_too(num_words, names, tmp_path, monkeypatch):
+    monkeypatch.setattr(wordlist, "PIECE", 5000)
+    (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
+    data = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=num_words)
+    splits = dict(zip(["train", "val", "test"], hash_words(names[:3000]), strict=True))
+    for split, words in splits.items():
+        assert set(data.where(words)) == {split}
+    assert data.where(["notaname"]) == ["new"]
