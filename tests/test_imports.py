@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "model": {"gradient", "sampling", "vocabulary"},
     "datamodule": {"vocabulary", "windows", "wordlist"},
     "callbacks": {"sampling", "vocabulary"},
+    "export": {"model"},
     "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model"},
     "cli": {"callbacks", "datamodule", "faststeps", "model", "sampling", "vocabulary", "watchdog"},
 }

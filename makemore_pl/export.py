@@ -1,0 +1,154 @@
+"""A trained model -> one file for others: a page to play with, ONNX, safetensors."""
+
+import base64
+import json
+import logging
+import os
+import warnings
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from makemore_pl.model import MLP
+
+
+def export(model: MLP, output: str | Path) -> None:
+    """Writes the model into one file, of the kind that its name ends in.
+
+    `.html`: a page to play with, in any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
+    (B, V) float32 for any batch size B, the architecture among its metadata. `.safetensors`: the five tensors as they
+    are, the same metadata. The file appears when it is complete, in place of one that may have been there.
+
+    Args:
+        model: a trained one, on any device.
+        output: the file to write.
+
+    Raises:
+        ValueError: if the name ends otherwise, the file cannot be written, a package is missing, or a weight is not a
+            finite number.
+    """
+    output = Path(output)
+    formats = {".html": as_page, ".onnx": as_onnx, ".safetensors": as_safetensors}
+    if output.suffix not in formats:
+        raise ValueError(f"{output}: expected a name that ends in {', '.join(formats)}")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}")
+    if not all(tensor.isfinite().all() for tensor in model.parameters()):
+        raise ValueError("the model's weights are not all finite numbers; try a smaller --model.lr")
+    content = formats[output.suffix](model)
+    partial = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        try:
+            partial.write_bytes(content)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise ValueError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def as_page(model: MLP) -> bytes:
+    """Fills the weights and the vocabulary into `playground.html`."""
+    tensors = [tensor.detach().float().cpu() for tensor in model.parameters()]  # C, W1, b1, W2, b2
+    points, share = plane(tensors[0])
+    weights = torch.cat([tensor.flatten() for tensor in tensors]).numpy().astype("<f4")
+    data = {
+        "vocabulary": model.vocabulary.characters,
+        "block_size": model.block_size,
+        "embedding_dim": tensors[0].shape[1],
+        "hidden_size": len(tensors[2]),
+        "weights": base64.b64encode(weights.tobytes()).decode(),
+        "map": [[round(x, 4) for x in point] for point in points.tolist()],
+        "map_share": round(share, 4),
+    }
+    # Inside of a script element a `<` could begin its end; what is not ASCII, json escapes by itself.
+    text = json.dumps(data).replace("<", "\\u003c")
+    template = resources.files("makemore_pl").joinpath("playground.html").read_text(encoding="utf-8")
+    before, after = template.split("{{model}}")
+    return f"{before}{text}{after}".encode()
+
+
+def plane(C: Tensor) -> tuple[Tensor, float]:
+    """Lays the embeddings C (V, E) into a plane: as they are for E up to 2, else by their principal components.
+
+    Returns:
+        The points (V, 2) float64, and the share of the variance that they keep.
+    """
+    C = C.double()
+    V, E = C.shape
+    if E <= 2:
+        return torch.cat([C, C.new_zeros(V, 2 - E)], dim=1), 1.0
+    U, S, _ = torch.linalg.svd(C - C.mean(dim=0), full_matrices=False)
+    points = C.new_zeros(V, 2)
+    points[:, : len(S)] = (U * S)[:, :2]
+    # The sign of a component is anybody's choice: its outermost point lies on the positive side.
+    outermost = points.gather(0, points.abs().argmax(dim=0, keepdim=True))
+    points *= torch.where(outermost < 0, -1, 1)
+    variance = S.square()
+    return points, float(variance[:2].sum() / variance.sum()) if variance.sum() > 0 else 1.0
+
+
+def as_safetensors(model: MLP) -> bytes:
+    """The five tensors, the architecture as metadata."""
+    try:
+        from safetensors.torch import save
+    except ImportError:
+        raise missing("safetensors") from None
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.named_parameters()}
+    return save(tensors, metadata(model))
+
+
+def as_onnx(model: MLP) -> bytes:
+    """The network as torch's exporter writes it, in float32, the architecture as metadata properties."""
+    try:
+        import onnxscript  # type: ignore[import-untyped]  # noqa: F401 (torch's exporter wants it, and onnx)
+        from onnx import ModelProto
+    except ImportError:
+        raise missing("onnx and onnxscript") from None
+    twin = MLP(**architecture(model))  # on the CPU, without a Trainer
+    twin.load_state_dict(model.state_dict())
+    X = torch.zeros((2, model.block_size), dtype=torch.int64)
+    registry = logging.getLogger("torch.onnx._internal.exporter._registration")
+    registry.addFilter(no_word_of_torchvision)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
+            program = torch.onnx.export(
+                twin.eval(),
+                (X,),
+                dynamo=True,
+                input_names=["X"],
+                output_names=["logits"],
+                dynamic_shapes={"X": {0: torch.export.Dim("B")}},
+                verbose=False,
+            )
+    finally:
+        registry.removeFilter(no_word_of_torchvision)
+    assert program is not None
+    proto: ModelProto = program.model_proto
+    for key, value in metadata(model).items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto.SerializeToString()
+
+
+def no_word_of_torchvision(record: logging.LogRecord) -> bool:
+    """Drops what torch's exporter says of a package that nobody here wants."""
+    return not record.getMessage().startswith("torchvision is not installed")
+
+
+def architecture(model: MLP) -> dict[str, str | int]:
+    """The hyperparameters that give the five tensors their shapes and meaning."""
+    names = ("vocabulary", "block_size", "embedding_dim", "hidden_size")
+    return {name: model.hparams[name] for name in names}
+
+
+def metadata(model: MLP) -> dict[str, str]:
+    """The same as strings."""
+    return {name: str(value) for name, value in architecture(model).items()}
+
+
+def missing(packages: str) -> ValueError:
+    """The error of an extra that is not installed."""
+    return ValueError(f"this format needs {packages}: pip install 'makemore_pl[export]'")
