@@ -7,6 +7,7 @@ import os
 import warnings
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -103,7 +104,7 @@ def as_safetensors(model: MLP) -> bytes:
 def as_onnx(model: MLP) -> bytes:
     """The network as torch's exporter writes it, in float32, the architecture as metadata properties."""
     try:
-        import onnxscript  # type: ignore[import-untyped]  # noqa: F401 (torch's exporter wants it, and onnx)
+        import onnxscript  # noqa: F401 (torch's exporter wants it)
         from onnx import ModelProto
     except ImportError:
         raise missing("onnx and onnxscript") from None
@@ -138,7 +139,7 @@ def no_word_of_torchvision(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith("torchvision is not installed")
 
 
-def architecture(model: MLP) -> dict[str, str | int]:
+def architecture(model: MLP) -> dict[str, Any]:
     """The hyperparameters that give the five tensors their shapes and meaning."""
     names = ("vocabulary", "block_size", "embedding_dim", "hidden_size")
     return {name: model.hparams[name] for name in names}

@@ -38,12 +38,16 @@ def parameters(V=27, T=3, E=2, H=100):
     return {"C": C, "W1": W1, "b1": b1, "W2": W2, "b2": b2}
 
 
-def negative_log_likelihood(parameters, X, Y):
-    """The loss by hand, in fp64: exponentiate, normalise, take the logarithm of the right character's share."""
+def probabilities(parameters, X):
+    """The network by hand, in fp64: exponentiate the logits and normalise."""
     C, W1, b1, W2, b2 = (parameters[name].double() for name in ("C", "W1", "b1", "W2", "b2"))
     emb = C[X]
     h = torch.tanh(emb.view(emb.shape[0], -1) @ W1 + b1)
     logits = h @ W2 + b2
     counts = logits.exp()
-    prob = counts / counts.sum(1, keepdims=True)
-    return -prob[torch.arange(len(Y)), Y].log().mean()
+    return counts / counts.sum(1, keepdims=True)
+
+
+def negative_log_likelihood(parameters, X, Y):
+    """The loss by hand: the logarithm of the right character's share."""
+    return -probabilities(parameters, X)[torch.arange(len(Y)), Y].log().mean()
