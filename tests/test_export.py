@@ -324,7 +324,7 @@ def test_the_keyboard_does_it_all(model, visit):
     browser.switch_to.active_element.send_keys(Keys.END)
     assert focused() == labels[order[-1]]
     browser.switch_to.active_element.send_keys(Keys.HOME)
-    down = next(i for i, token in enumerate(order) if token)
+    down = [i for i, token in enumerate(order) if token][2]
     browser.switch_to.active_element.send_keys(*[Keys.ARROW_DOWN] * down, Keys.ENTER)
     name = "ab" + labels[order[down]]
     assert value(browser) == name
