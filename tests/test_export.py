@@ -202,6 +202,8 @@ def test_few_numbers_have_a_plane_as_well(shape, share):
 # ----------------------------------------------------------------------------------------------------------------------
 # In a browser.
 
+CALM = {"features": [{"name": "prefers-reduced-motion", "value": "reduce"}]}
+
 
 @pytest.fixture
 def visit(browser, tmp_path):
@@ -210,6 +212,7 @@ def visit(browser, tmp_path):
     for log in ("browser", "performance"):
         browser.get_log(log)
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device(1280))
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", CALM)  # nothing is measured while it moves
 
     def open_page(model):
         export(model, tmp_path / "playground.html")
@@ -480,8 +483,7 @@ def test_the_page_fits_the_dark_a_phone_and_who_wants_no_motion(model, visit):
         assert browser.execute_script(luminance, "color") == pytest.approx(ink, abs=0.06)
     moves = "return getComputedStyle(document.querySelector('.track i')).transitionProperty"
     assert browser.execute_script(moves) == "width"
-    calm = [{"name": "prefers-reduced-motion", "value": "reduce"}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": calm})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", CALM)
     assert browser.execute_script(moves) == "none"
     find(browser, "#name")[0].send_keys("maximilianaalexandrina" * 3)
     for width in (390, 1280):
