@@ -1,8 +1,7 @@
-"""What happens around training: its progress, the validation at its end, and the way of names to stdout."""
+"""What happens around training: its progress, and the validation at its end."""
 
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,7 +9,6 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
-from torch.distributed import recv_object_list, send_object_list
 
 
 class ValidateLastStep(Callback):
@@ -22,24 +20,6 @@ class ValidateLastStep(Callback):
         last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
         if last_step or last_epoch:
             trainer.should_stop = True
-
-
-class NamesWriter(Callback):
-    """Writes sampled names to stdout, one a line, as they come and in order, whichever device drew them."""
-
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Sequence[str], batch: int, *_: Any
-    ) -> None:
-        """Writes one chunk, which the first rank may have to fetch from another."""
-        owner = batch % trainer.world_size
-        if owner and owner == trainer.global_rank:
-            send_object_list([outputs], dst=0, device=pl_module.device)
-        elif owner and trainer.is_global_zero:
-            received: list[Any] = [None]
-            recv_object_list(received, src=owner, device=pl_module.device)
-            outputs = received[0]
-        if trainer.is_global_zero:
-            sys.stdout.writelines(f"{name}\n" for name in outputs)
 
 
 class Progress(ProgressBar):

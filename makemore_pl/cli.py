@@ -4,29 +4,33 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
+import shlex
 import signal
 import sys
 import warnings
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.rank_zero import rank_zero_only
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
+from makemore_pl.callbacks import Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.model import MLP
-from makemore_pl.sampling import Sampler
+from makemore_pl.parser import COMMANDS, Parser, fail, say
+from makemore_pl.predictions import NamesWriter, Request
+from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
 
 TRAINER_DEFAULTS = {
@@ -39,17 +43,14 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
+TRAINING = ["fit", "lr_find"]
+"""The subcommands that read a list and train; the others take a checkpoint."""
+
 ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
 """The hyperparameters that give the five tensors their shapes and meaning."""
 
 UNASKED = {"block_size": -(2**31), "vocabulary": ""}
 """What stands for the hyperparameters that model and data share where nobody asked for them."""
-
-
-@rank_zero_only
-def say(line: str) -> None:
-    """Tells the user something on stderr; stdout is for predictions."""
-    print(line, file=sys.stderr, flush=True)
 
 
 class Settings(Callback):
@@ -64,7 +65,7 @@ class Settings(Callback):
         self.matmul_precision = matmul_precision
         self.compile = compile
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Sets them."""
         silence_stock_noise()
         torch.set_float32_matmul_precision(self.matmul_precision)
@@ -72,30 +73,17 @@ class Settings(Callback):
             pl_module.compile(mode=self.compile)
 
 
-class Parser(LightningArgumentParser):
-    """Answers a mistake in one line, and knows which subcommand it parses.
-
-    Args:
-        command: the name of the subcommand; None for the parser above them.
-    """
-
-    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.command = command
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        fail(message)
-
-
-def fail(message: object) -> NoReturn:
-    """Ends the program with one line on stderr and exit status 2."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one's list may be another
-        print("error: " + " ".join(str(message).split()), file=sys.stderr, flush=True)
-    sys.exit(2)
-
-
 class CLI(LightningCLI):
-    """LightningCLI with checkpoints found by themselves, and sampling as `predict`."""
+    """LightningCLI with checkpoints found by themselves, sampling as `predict`, `lr_find` and `export`."""
+
+    trainer: Trainer
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The methods of the Trainer that are subcommands, and what of their arguments we give."""
+        theirs = LightningCLI.subcommands()
+        ours = {"lr_find": {"model", "datamodule"}, "export": {"model"}}
+        return {name: (theirs | ours)[name] for name in COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         assert isinstance(parser, Parser)
@@ -112,6 +100,10 @@ class CLI(LightningCLI):
                 type=Literal["default", "reduce-overhead", "max-autotune"] | None,
                 help="compile the network with torch.compile in this mode; `reduce-overhead` takes CUDA graphs",
             )
+        if parser.command == "predict":
+            parser.add_class_arguments(Request, "sample", skip={"where"})
+        parser.allow_bare_switches()
+        if parser.command in TRAINING:
             # The list decides the alphabet ...
             parser.link_arguments(
                 "data.vocabulary", "model.vocabulary", attrgetter("characters"), apply_on="instantiate"
@@ -121,8 +113,8 @@ class CLI(LightningCLI):
         parser.link_arguments("model.vocabulary", "data.vocabulary")
         off = dict.fromkeys(["trainer.logger", "trainer.enable_checkpointing", "trainer.enable_progress_bar"], False)
         parser.set_defaults(off)
-        if parser.command == "predict":
-            parser.add_class_arguments(Sampler, "sample")
+        if parser.command == "export":
+            parser.add_argument("--ckpt_path", type=str | None, help="`best` or `last` of the newest run, or a file")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
@@ -136,17 +128,18 @@ class CLI(LightningCLI):
 
         self.checkpoint: dict[str, Any] | None = None
         self.same_run = command == "fit" and options.ckpt_path == "last"
-        if command != "fit" or options.ckpt_path is not None:
+        if command not in TRAINING or options.get("ckpt_path") is not None:
             options.ckpt_path = str(find_checkpoint(options.ckpt_path, options.trainer.default_root_dir))
             self.checkpoint = read_checkpoint(options.ckpt_path)
 
     def before_instantiate_classes(self) -> None:
         command = self.config["subcommand"]
         options = self.config[command]
-        if command != "fit" or options.trainer.logger is False:
+        if command not in TRAINING or options.trainer.logger is False:
             self.save_config_callback = None  # it would write into the current folder
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; leave the flag out, or say cpu")
+        refuse_numbers(options.trainer)
         if self.checkpoint is None:
             return
         # LightningCLI took the model's hyperparameters from the checkpoint. The data's belong to it as well (validation
@@ -173,13 +166,18 @@ class CLI(LightningCLI):
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
             callbacks.append(Watchdog())
         if self.subcommand == "predict":
-            callbacks.append(NamesWriter())
-        if self.subcommand == "fit":
-            callbacks += [ValidateLastStep(), FastSteps()]
+            callbacks.append(NamesWriter(options.sample))
+        if self.subcommand in TRAINING:
             if trainer.logger in (None, True):
                 version = Path(options.ckpt_path).parent.parent.name if self.same_run else None
                 root = trainer.default_root_dir or "."
                 kwargs["logger"] = TensorBoardLogger(root, "lightning_logs", version, default_hp_metric=False)
+            if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+                callbacks.append(Progress())
+        if self.subcommand == "lr_find":
+            kwargs["enable_checkpointing"] = False
+        if self.subcommand == "fit":
+            callbacks += [ValidateLastStep(), FastSteps()]
             if trainer.logger is not False and not trainer.fast_dev_run:
                 callbacks.append(LearningRateMonitor("step"))
             if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
@@ -187,9 +185,7 @@ class CLI(LightningCLI):
                 self.best = checkpoint(filename="best", monitor="val/loss")
                 # A second one: `save_last` would only follow the best, and an overfitting run goes on without it.
                 callbacks += [self.best, checkpoint(filename="last")]
-            if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-                callbacks.append(Progress())
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        return cast(Trainer, super().instantiate_trainer(callbacks=callbacks, **kwargs))
 
     def after_instantiate_classes(self) -> None:
         refuse_precision(self.config[self.config["subcommand"]].trainer.precision, self.trainer.strategy.root_device)
@@ -210,10 +206,16 @@ class CLI(LightningCLI):
             self.model.load_state_dict(self.checkpoint["state_dict"])
             path, options.ckpt_path = options.ckpt_path, None
             if self.subcommand == "predict":
-                options.sample.encode_prompt(self.model.vocabulary)  # refuses it before anything is said
+                options.sample.where = self.datamodule.where
+                options.sample.check(self.model.vocabulary)  # before anything is said or written
             say(f"checkpoint: {path}")
 
     def before_fit(self) -> None:
+        if self.checkpoint is not None:
+            say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
+        self._say_words()
+
+    def _say_words(self) -> None:
         data, model = self.datamodule, self.model
         if data.in_pieces:
             words = "words in pieces"
@@ -221,8 +223,6 @@ class CLI(LightningCLI):
             sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
             words = f"{len(data.words):,} words ({sizes})"
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        if self.checkpoint is not None:
-            say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
         say(f"{words}, {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
 
     def after_fit(self) -> None:
@@ -245,9 +245,49 @@ class CLI(LightningCLI):
         model = MLP.load_from_checkpoint(path, "cpu", weights_only=True) if path else self.model
         print(*model.sample(), sep="\n", flush=True)
 
+    def lr_find(self, **arguments: Any) -> None:
+        """Looks for a learning rate, and prints the command that takes it."""
+        self._say_words()
+        lr, low, high = (f"{lr:.2g}" for lr in self.trainer.lr_find(**arguments))
+        picture = os.path.relpath(Path(self.trainer.log_dir or self.trainer.default_root_dir, "lr_find.png"))
+        say(f"learning rate {lr}, good from {low} to {high}; the curve: {picture}")
+        asked = sys.argv[sys.argv.index("lr_find") + 1 :]
+        flags = re.split(r" (?=--)", shlex.join(asked)) if asked else []
+        kept = [flag for flag in flags if not flag.startswith(("--num_steps", "--model.lr"))]
+        if self.trainer.is_global_zero:
+            print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
+
+    def export(self, output: str, **_: Any) -> None:
+        """Writes the checkpoint in another form."""
+        self.trainer.export(self.model, output)
+        say(f"{output}: {Path(output).stat().st_size:,} bytes")
+
     def predict(self, **_: Any) -> None:
         """Samples names; the word list takes no part in it."""
         self.trainer.predict(self.model, dataloaders=self.config_init.predict.sample, return_predictions=False)
+
+
+def refuse_numbers(trainer: Namespace) -> None:
+    """Refuses numbers that the Trainer takes and stumbles over later.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    expected = {
+        **dict.fromkeys(["num_nodes", "accumulate_grad_batches", "check_val_every_n_epoch"], "1 or more"),
+        **dict.fromkeys(["devices", "max_steps", "max_epochs"], "1 or more, or -1 for no limit"),
+        **dict.fromkeys(["log_every_n_steps", "gradient_clip_val"], "0 or more"),
+        "val_check_interval": "more than 0",
+    }
+    for name, range_ in expected.items():
+        value = str(trainer[name])
+        if not re.fullmatch(r"-?[\d.]+", value):
+            continue
+        number = float(value)
+        if number < range_.startswith("1") or (number == 0 and range_ == "more than 0"):
+            if number == -1 and "-1" in range_:
+                continue
+            raise ValueError(f"--trainer.{name} {value}: expected {range_}")
 
 
 def refuse_precision(precision: object, device: torch.device) -> None:
@@ -359,13 +399,15 @@ def main() -> None:
     silence_stock_noise()
     keep_freed_memory()
     end_with_parent()
-    every_parser = {"allow_abbrev": False}
+    every_parser = {"allow_abbrev": False, "prog": "makemore_pl"}
+    parsers = {name: every_parser | {"command": name} for name in CLI.subcommands()}
     try:
         CLI(
             MLP,
             NamesDataModule,
+            trainer_class=Trainer,
             parser_class=Parser,
-            parser_kwargs=every_parser | {name: every_parser | {"command": name} for name in CLI.subcommands()},
+            parser_kwargs=every_parser | {"command": ""} | parsers,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=False,  # every generator here has a seed of its own
             auto_configure_optimizers=False,

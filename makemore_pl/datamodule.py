@@ -224,6 +224,11 @@ class NamesDataModule(LightningDataModule):
         """Whether the list is read piece by piece and never held."""
         return self.hparams["split"] == "hashed" and self.hparams["counted"] and self.hparams["num_words"] is None
 
+    @property
+    def takes_all(self) -> bool:
+        """Whether each training step takes all windows."""
+        return self.hparams["batch_size"] is None and not self.hparams["replacement"]
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The characters of the whole list, also where few of its words are in use, or those that were given."""

@@ -4,6 +4,7 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 """
 
 import string
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -14,6 +15,7 @@ from torchmetrics import SumMetric
 
 from makemore_pl.gradient import sgd_steps, tanh_
 from makemore_pl.sampling import Draw, Sampler
+from makemore_pl.scoring import score_words
 from makemore_pl.vocabulary import Vocabulary
 
 
@@ -181,12 +183,20 @@ class MLP(LightningModule):
     def on_predict_start(self) -> None:
         self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
 
-    def predict_step(self, chunk: int, batch_idx: int) -> list[str]:
-        # Chunks go round the devices: this one's, or no names.
-        return self.draw.chunk(chunk) if chunk % self.trainer.world_size == self.global_rank else []
+    def predict_step(self, chunk: int | list[str], batch_idx: int) -> list[str] | list[float]:
+        # Chunks go round the devices. Where names are passed over, all draw all, to know when there are enough.
+        mine = batch_idx % self.trainer.world_size == self.global_rank
+        if isinstance(chunk, list):
+            return self.score(chunk) if mine else []
+        names = self.draw.chunk(chunk) if mine or self.draw.sampler.is_picky else []
+        return names if mine else []
+
+    def score(self, words: Sequence[str]) -> list[float]:
+        """Computes the natural logarithm of the probability of each word, to its end."""
+        return score_words(words, self, self.vocabulary, self.block_size, self.device).tolist()
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
-        """Draws new words; the options are those of `Sampler`: prompt, temperature, max_length, seed."""
+        """Draws new words; the options are those of `Sampler`: prompt, temperature, unique, ..., seed."""
         return list(self._draw(Sampler(num_names, **options)).names())
 
     def _draw(self, sampler: Sampler) -> Draw:

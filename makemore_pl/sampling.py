@@ -5,6 +5,7 @@ Shapes: B words drawn side by side, T block size (context length), V vocabulary 
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -30,12 +31,15 @@ class Sampler:
     Args:
         num_names: how many names to draw.
         prompt: how every name begins.
+        unique: no name comes twice.
+        novel: no name that stands in the list comes at all.
         temperature: divides the logits: below 1 more like the list, above 1 more daring.
         top_k: draw each character from the so many likeliest alone; from all if left out.
         top_p: draw each character from the likeliest alone that together have this share of the probability.
         min_length: no name ends before it has this many characters.
         max_length: names are cut off at this many characters.
         seed: the same seed gives the same names, and fewer names are the first of more.
+        where: names -> where each stands in the list, or `new`: `NamesDataModule.where`, for `novel`.
 
     Raises:
         ValueError: if an option is out of its range, or the lengths contradict each other or the prompt.
@@ -45,12 +49,15 @@ class Sampler:
         self,
         num_names: int = 20,
         prompt: str = "",
+        unique: bool = False,
+        novel: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         min_length: int = 1,
         max_length: int = 100,
         seed: int = 2147483647,
+        where: Callable[[list[str]], list[str]] | None = None,
     ) -> None:
         if num_names < 1:
             raise ValueError(f"num_names is {num_names}: expected 1 or more")
@@ -66,12 +73,21 @@ class Sampler:
             raise ValueError(f"max_length is {max_length}: expected room for the prompt {prompt!r}")
         self.num_names = num_names
         self.prompt = prompt
+        self.unique = unique
+        self.novel = novel
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
         self.min_length = min_length
         self.max_length = max_length
         self.seed = seed
+        self.where = where
+        self.missing = num_names  # how many are still to come, where some are passed over
+
+    @property
+    def is_picky(self) -> bool:
+        """Whether names are passed over, so that nobody knows how many must be drawn."""
+        return self.unique or self.novel
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
         """Returns the ids of the prompt.
@@ -84,12 +100,12 @@ class Sampler:
         except ValueError as error:
             raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
 
-    def __len__(self) -> int:
-        """The number of chunks."""
-        return -(-self.num_names // CHUNK)
-
     def __iter__(self) -> Iterator[int]:
-        return iter(range(len(self)))
+        self.missing = self.num_names
+        for number in count():
+            if self.missing <= 0 if self.is_picky else number * CHUNK >= self.num_names:
+                return
+            yield number
 
 
 class Draw:
@@ -103,7 +119,7 @@ class Draw:
         device: where `next_logits` computes.
 
     Raises:
-        ValueError: if the prompt holds a character that the vocabulary does not.
+        ValueError: if the prompt holds a character that the vocabulary does not, or nobody says what would be novel.
     """
 
     def __init__(
@@ -115,6 +131,8 @@ class Draw:
         device: torch.device | str = "cpu",
     ) -> None:
         self.prompt = sampler.encode_prompt(vocabulary)
+        if sampler.novel and sampler.where is None:
+            raise ValueError("novel compares with a list: give `where`, that of a NamesDataModule")
         self.sampler = sampler
         self.next_logits = next_logits
         self.vocabulary = vocabulary
@@ -123,6 +141,7 @@ class Draw:
         self.contexts = len(vocabulary) ** block_size
         self.looks_up = self.contexts <= TABLE_CONTEXTS
         self.tables: dict[bool, Tensor] = {}
+        self.seen: set[str] = set()
 
     def table(self, may_end: bool) -> Tensor:
         """The distributions (V**T, V) of all contexts, as `cdf` gives them; computed once."""
@@ -151,9 +170,44 @@ class Draw:
         return probabilities.cumsum(dim=1)
 
     def chunk(self, number: int) -> list[str]:
-        """Draws one chunk: at most `CHUNK` names. Chunks can be drawn in any order, on any device."""
+        """Draws one chunk. Chunks can be drawn in any order, on any device."""
+        return (
+            self.pick(number) if self.sampler.is_picky else self.draw(number, self.sampler.num_names - number * CHUNK)
+        )
+
+    def pick(self, number: int) -> list[str]:
+        """Draws one chunk and keeps what is asked for; the chunks must come in order.
+
+        Raises:
+            ValueError: if no name of a whole chunk is.
+        """
+        sampler, kept, drawn = self.sampler, list[str](), 0
+        for size in (8 * sampler.missing, CHUNK):  # a few of the chunk often hold enough
+            if not sampler.missing:
+                break
+            names = self.draw(number, size)[drawn:]
+            drawn += len(names)
+            if sampler.unique:
+                names = [name for name in dict.fromkeys(names) if name not in self.seen]
+            if sampler.novel:
+                assert sampler.where is not None
+                names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
+            names = names[: sampler.missing]
+            sampler.missing -= len(names)
+            self.seen.update(names if sampler.unique else ())
+            kept += names
+        if drawn == CHUNK and not kept:
+            asked = " and ".join(name for name in ("unique", "novel") if getattr(sampler, name))
+            raise ValueError(
+                f"{sampler.num_names - sampler.missing:,} of {sampler.num_names:,} names: no other {asked} one among "
+                f"{CHUNK:,} drawn; ask for fewer, or for more daring ones (temperature, top_k, top_p, max_length)"
+            )
+        return kept
+
+    def draw(self, number: int, size: int) -> list[str]:
+        """Draws the first names of a chunk, at most `CHUNK`."""
         V, T, device = len(self.vocabulary), self.block_size, self.device
-        B = min(CHUNK, self.sampler.num_names - number * CHUNK)
+        B = min(CHUNK, size)
         start = ([BOUNDARY] * T + self.prompt)[-T:]
         if self.looks_up:
             context = torch.full((B,), sum(x * V**t for t, x in enumerate(reversed(start))), device=device)  # numbers

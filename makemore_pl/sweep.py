@@ -11,10 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from makemore_pl.callbacks import ValidateLastStep
-from makemore_pl.cli import TRAINER_DEFAULTS, Parser, fail, keep_freed_memory, silence_stock_noise
+from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_noise
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.model import MLP
+from makemore_pl.parser import Parser, fail
 
 try:
     import optuna

@@ -2,7 +2,9 @@
 
 import hashlib
 import random
+import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 PIECE = 2**24
@@ -20,6 +22,9 @@ def default_path() -> Path:
 
 def read_words(path: str | Path) -> list[str]:
     """Reads a list of words, one a line, in UTF-8; blank lines and space around words do not count.
+
+    Args:
+        path: the list; `-` for stdin.
 
     Raises:
         ValueError: if the file cannot be read, is not UTF-8, or holds no word.
@@ -46,7 +51,7 @@ def read_pieces(path: str | Path, rank: int = 0, world_size: int = 1) -> Iterato
     """
     number = lines = 0
     try:
-        with Path(path).open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else Path(path).open("rb") as file:
             while True:
                 if number % world_size == rank:
                     raw = file.read(PIECE) + file.readline()

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
 from makemore_pl import MLP, NamesDataModule, callbacks
-from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
+from makemore_pl.callbacks import Progress, ValidateLastStep
 
 
 class Record(Callback):
@@ -57,15 +57,3 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
     fit(tmp_path, progress, ValidateLastStep(), max_steps=10)
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", screen.getvalue())
     assert progress.bar is None
-
-
-def test_names_go_to_stdout_one_a_line(capsys):
-    class First:
-        global_rank, world_size, is_global_zero = 0, 2, True
-
-    class Second:
-        global_rank, world_size, is_global_zero = 1, 2, False
-
-    for trainer, names in (First, ["emma", "名 前"]), (Second, []):
-        NamesWriter().on_predict_batch_end(trainer, None, names, 0, 0)
-    assert capsys.readouterr() == ("emma\n名 前\n", "")

@@ -10,6 +10,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import makemore_pl
+from makemore_pl.parser import OPENINGS
+
 QUICK = ["--trainer.max_steps", 4, "--model.hidden_size", 8]
 
 
@@ -319,20 +322,21 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
             "(train_fraction 1 and val_fraction 0 hold none back)",
         ),
         (["fit", "--model.block_size", "0"], "block_size is 0: expected 1 or more"),
-        (["fit", "--model.lr", "fast"], "Parser key \"model.lr\": Expected a <class 'float'>. Got value: fast"),
-        (["fit", "--model.init", "random"], 'Parser key "model.init": Expected a typing.Literal'),
-        (["fit", "--model.nonsense", "3"], "unrecognized arguments: --model.nonsense 3"),
-        (["fit", "--trainer.max_step", "3"], "unrecognized arguments: --trainer.max_step 3"),
+        (["fit", "--model.lr", "fast"], "--model.lr fast: expected a number"),
+        (["fit", "--model.init", "random"], "--model.init random: expected lecture or scaled"),
+        (["fit", "--model.nonsense", "3"], "unknown flag --model.nonsense; --help lists them"),
+        (["fit", "--trainer.max_step", "3"], "unknown flag --trainer.max_step: did you mean --trainer.max_steps?"),
         (["fit", "--data.train_fraction", "0.95"], "train_fraction 0.95 and val_fraction 0.1: expected shares of 1"),
-        (["fit", "--config", "nowhere.yaml"], 'Parser key "config":'),
+        (["fit", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
         (["fit", "--ckpt_path", "last"], "no checkpoint under lightning_logs: train first (python -m makemore_pl fit)"),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint under lightning_logs: train first (python -m makemore_pl fit) or name a file"),
         (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
         (["predict", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt: not a checkpoint of makemore_pl"),
         (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted goes with all rows at once"),
-        (["fot"], "argument subcommand: invalid choice: 'fot'"),
-        ([], 'expected "subcommand" to be one of {fit,validate,test,predict}, but it was not provided.'),
+        (["fot"], "unknown command fot: did you mean fit?"),
+        (["train"], "unknown command train: expected fit, predict, validate, test, lr_find or export"),
+        ([], "no command: expected fit, predict, validate, test, lr_find or export"),
     ],
 )
 def test_a_mistake_is_answered_in_one_line(arguments, message, folder, call):
@@ -397,18 +401,45 @@ def test_a_resumed_fit_refuses_another_alphabet(folder, call, towns):
 # Help.
 
 
-def test_every_option_is_documented(call):
-    for subcommand in ("fit", "validate", "test", "predict"):
-        status, out, _ = call(subcommand, "--help")
-        assert status == 0
-        assert "help:" not in out
-        ours = [part for part in re.split(r"\n  --", out) if part.startswith(("model.", "data.", "sample."))]
-        assert len(ours) >= 18
-        for part in ours:
-            name, _, text = " ".join(part.split()).partition(" ")
-            assert len(text.partition("(type")[0].split()) > 2, name
-    options = ["num_names", "prompt", "temperature", "seed"]
-    assert all(f"--sample.{option} " in out for option in options)
+@pytest.mark.parametrize("command", OPENINGS)
+def test_every_option_is_documented(command, call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    status, out, _ = call(command, "--help")
+    assert status == 0
+    assert "help:" not in out
+    opening, flags = out.split("\nAll flags:\n")
+    ours = [part for part in re.split(r"\n  --", flags) if part.startswith(("model.", "data.", "sample.", "num_s"))]
+    assert len(ours) >= 18
+    for part in ours:
+        name, _, text = " ".join(part.split()).partition(" ")
+        assert len(text.partition("(type")[0].split()) > 2, name
+    # It opens with what matters, within a screen.
+    assert opening.startswith(f"usage: makemore_pl {command} [--flag value ...]\n\n")
+    assert opening.count("\n") < 24
+    assert max(map(len, opening.split("\n"))) <= 80
+    named = re.findall(r"^  (--\S+)", opening, re.MULTILINE)
+    assert len(named) >= (12 if command == "fit" else 1)
+    for flag in set(named):
+        assert f" {flag} " in flags, flag
+
+
+def test_help_names_every_command(call):
+    status, out, _ = call("--help")
+    assert status == 0
+    assert re.findall(r"^  (\w+) +\w", out, re.MULTILINE)[: len(OPENINGS)] == list(OPENINGS)
+    assert call("--version")[:2] == (0, f"makemore_pl {makemore_pl.__version__}\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs bash")
+def test_the_shell_completes_flags(call, tmp_path):
+    status, out, _ = call("--print_completion", "shtab-bash")
+    assert status == 0
+    (tmp_path / "completion").write_text(out)
+    for words, expected in [("predict --sample.tem", "--sample.temperature"), ("lr_", "lr_find")]:
+        line = f"""source completion; COMP_WORDS=(makemore_pl {words}); COMP_CWORD={len(words.split())}
+        $(complete -p makemore_pl | sed 's/.*-F \\([^ ]*\\) .*/\\1/') 2>/dev/null; echo "${{COMPREPLY[@]}}" """
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, text=True, capture_output=True, timeout=60)
+        assert done.stdout.split() == [expected], done.stderr
 
 
 def test_print_config_is_a_config(folder, call):

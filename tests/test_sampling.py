@@ -101,7 +101,6 @@ def test_chunks_can_be_drawn_in_any_order(monkeypatch):
     monkeypatch.setattr(sampling, "CHUNK", 64)
     sampler = Sampler(num_names=150)
     assert list(sampler) == [0, 1, 2]
-    assert len(sampler) == 3
     draw_any = Draw(sampler, coins, AB, 2)
     backwards = [draw_any.chunk(number) for number in (2, 1, 0)]
     assert [name for chunk in reversed(backwards) for name in chunk] == draw(num_names=150)
@@ -173,3 +172,32 @@ def test_table_and_forward_draw_the_same_words(monkeypatch):
     forward = model.sample(3000)
     # Float32 against float64 sums: a number between the two totals may choose otherwise.
     assert sum(a != b for a, b in zip(table, forward, strict=True)) < 3
+
+
+def test_unique_names_are_the_others_without_those_that_came_before(monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+    ordinary = draw(num_names=1000, max_length=6)
+    unique = list(dict.fromkeys(ordinary))
+    for n in (1, 2, 10, 20):
+        assert draw(num_names=n, max_length=6, unique=True) == unique[:n]
+
+
+def test_novel_names_are_the_others_without_those_of_the_list(monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+
+    def where(names):
+        return ["train" if name in {"b", "ba"} else "new" for name in names]
+
+    novel = [name for name in draw(num_names=1000) if name not in {"b", "ba"}]
+    assert draw(num_names=200, novel=True, where=where) == novel[:200]
+    with pytest.raises(ValueError, match="novel compares with a list"):
+        draw(novel=True)
+
+
+def test_names_that_run_out_are_said_and_none_is_lost():
+    """The words of one character, or two, over a and b without bb: 5."""
+    found = []
+    words = Draw(Sampler(num_names=10, unique=True, max_length=2), coins, AB, 2).names()
+    with pytest.raises(ValueError, match="5 of 10 names: no other unique one among 65,536 drawn"):
+        found.extend(iter(words.__next__, None))
+    assert sorted(found) == ["a", "aa", "ab", "b", "ba"]

@@ -1,0 +1,197 @@
+"""How the command line speaks: help that opens with what matters, and mistakes answered in one line."""
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterable
+from typing import Any, ClassVar, NoReturn
+
+from jsonargparse import set_parsing_settings
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.cli import LightningArgumentParser
+
+from makemore_pl import __version__
+
+set_parsing_settings(add_print_completion_argument=True)
+
+COMMANDS = {
+    "fit": "train on a list of words, then print new ones",
+    "predict": "print new words, or score given ones",
+    "validate": "loss, perplexity and accuracy on the words held out for choosing",
+    "test": "the same on the words held out to the end",
+    "lr_find": "look for a learning rate: the lecture's sweep",
+    "export": "write a page to play with, ONNX or safetensors",
+}
+
+NEWEST = "  --ckpt_path FILE              a checkpoint; the newest run's best if left out\n"
+
+OPENINGS = {
+    "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
+
+  --data.path FILE              your own list, a word a line; `-` for stdin
+  --config FILE                 a recipe, such as configs/lecture.yaml
+  --ckpt_path last              go on with the newest run; or begin with a file
+  --model.block_size N          how many characters the model looks back
+  --model.hidden_size N         units of the tanh layer
+  --model.embedding_dim N       numbers that stand for a character
+  --model.lr X                  the learning rate (lr_find looks for one)
+  --model.optimizer sgd         as in the lecture, in place of AdamW
+  --data.batch_size N           minibatches in place of all windows at once
+  --trainer.max_steps N         how long to train
+  --trainer.accelerator gpu     where; also --trainer.devices, .precision
+  --pictures false              less in TensorBoard
+""",
+    "predict": "Prints new words; it needs no list. The flags that matter most:\n\n"
+    + NEWEST
+    + """  --sample.num_names N          how many
+  --sample.prompt TEXT          how each begins
+  --sample.temperature X        below 1 tame, above 1 daring
+  --sample.top_k N              from the N likeliest characters alone
+  --sample.top_p X              from those that share X of the probability
+  --sample.min_length N         also --sample.max_length
+  --sample.unique               none twice
+  --sample.novel                none that stands in the list
+  --sample.format jsonl         or csv: log-probability and where it stands
+  --sample.output FILE          a file in place of stdout
+  --sample.score FILE           how likely are these words? `-` for stdin
+""",
+    "validate": "Prints loss, perplexity and accuracy on the words held out for choosing.\n\n" + NEWEST,
+    "test": "Prints loss, perplexity and accuracy on the words held out to the end.\n\n" + NEWEST,
+    "lr_find": """Trains for a moment at learning rates from 0.001 to 1 and says which to take.
+All flags of fit's model and data apply:
+
+  --data.path FILE              your own list
+  --config FILE                 a recipe, such as configs/lecture.yaml
+  --trainer.max_steps N         how many learning rates to try
+""",
+    "export": "Writes a checkpoint in another form.\n\n"
+    + NEWEST
+    + """  --output playground.html      a page to play with: one file, no network
+  --output model.onnx           for ONNX runtimes
+  --output model.safetensors    the five tensors
+""",
+}
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Tells the user something on stderr; stdout is for predictions."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def fail(error: object) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 2."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror.lower()}"
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one's list may be another
+        print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+class Parser(LightningArgumentParser):
+    """Answers a mistake in one line, and knows which subcommand it parses.
+
+    Args:
+        command: the name of the subcommand; empty for the parser above them, None for one that has none.
+    """
+
+    parsers: ClassVar[dict[str, "Parser"]] = {}
+
+    def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
+        if command is not None:
+            kwargs["usage"] = f"makemore_pl {command or 'COMMAND'} [--flag value ...]"
+            self.parsers[command] = self
+        if command == "":
+            kwargs["version"] = __version__
+        super().__init__(*args, **kwargs)
+        self.command = command
+
+    def allow_bare_switches(self) -> None:
+        """Lets `--sample.unique` stand for `--sample.unique true`."""
+        for action in self._actions:
+            if getattr(action, "_typehint", None) in (bool, bool | None):
+                action.nargs, action.const = "?", True
+
+    def format_help(self, *args: Any) -> str:
+        """Puts what matters before the hundred flags that Lightning has."""
+        usage, _, rest = super().format_help(*args).partition("\n")
+        if self.command is None:
+            return f"{usage}\n{rest}"
+        if self.command:
+            return f"{usage}\n\n{OPENINGS[self.command]}\nAll flags:\n{rest.partition('options:')[2]}"
+        commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
+        options = rest.partition("options:")[2].partition("subcommands:")[0]
+        more = "`makemore_pl fit --help` lists the flags of a command. It is `python -m makemore_pl`, too."
+        return f"{usage}\n\nMore words like yours.\n\n{commands}\n\noptions:{options}{more}\n"
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        words = sys.argv[1:]
+        command = next((self.parsers[word] for word in words if word in self.parsers), self)
+        fail(explain(message, command._option_string_actions))
+
+
+def explain(message: str, flags: Iterable[str] = ()) -> str:
+    """Says in plain words what jsonargparse found wrong.
+
+    Args:
+        message: its message.
+        flags: those that there are, among which to look for the one that was meant.
+    """
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (-\S+)", message):
+        return f"unknown flag {match[1]}{did_you_mean(match[1], flags) or '; --help lists them'}"
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        return f"unexpected {match[1]}: every value follows a flag; --help lists them"
+    if match := re.match(r"argument subcommand: invalid choice: '(.*)' \(choose", message):
+        return f"unknown command {match[1]}{did_you_mean(match[1], COMMANDS) or f': expected {_either(COMMANDS)}'}"
+    if message.startswith('expected "subcommand"'):
+        return f"no command: expected {_either(COMMANDS)}"
+    if match := re.match(r"the following arguments are required: \w+\.(\S+)", message):
+        return f"--{match[1]} is missing; --help says what it is for"
+    if match := re.match(r"argument (--\S+): expected one argument", message):
+        return f"{match[1]}: expected a value after it"
+    if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
+        return f"--config {os.path.relpath(match[1])}: no such file"
+    if match := re.match(r'Parser key "([^"]*)": Unable to load config \'([^\']*)\'', message):
+        return f"--{match[1]} {match[2]}: no such file"
+    if match := re.match(r'Linked "([^"]*)" must be given via "([^"]*)"', message):
+        return f"--{match[1]}: say it with --{match[2]}"
+    if match := re.match(r'Parser key "([^"]*)": (.*)', message):
+        key, rest = match.groups()
+        value = re.search(r"(?:Got value|Given value): ?(.*)$", rest)
+        types = re.findall(r"Expected an? (<class '[^']*'>|typing.Literal\[[^]]*\]|dot import path)", rest)
+        if value is not None and types:
+            return f"--{key} {value[1]}: expected {_either(name for type in types for name in _names(type))}"
+        return f"--{key}: {rest}"
+    return message
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Names what was probably meant; empty if nothing is near."""
+    word = word.partition("=")[0]
+    # Flags are compared by their last part: the first ones have much in common.
+    ends: dict[str, list[str]] = {}
+    for name in known:
+        ends.setdefault(_end(name), []).append(name)
+    near = difflib.get_close_matches(_end(word), ends, 1, 0.65)
+    found = difflib.get_close_matches(word, ends[near[0]], 1 if "." in word else 2, 0) if near else []
+    return f": did you mean {_either(found)}?" if found else ""
+
+
+def _end(flag: str) -> str:
+    return flag.lstrip("-").rpartition(".")[2].replace("-", "_")
+
+
+def _names(type_: str) -> list[str]:
+    """What a user calls a type."""
+    if match := re.match(r"typing\.Literal\[(.*)\]", type_):
+        return match[1].replace("'", "").split(", ")
+    name = re.sub(r"<class '(.*)'>", r"\1", type_).rpartition(".")[2]
+    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    return [names.get(name, "a list" if name in ("list", "Iterable") else "a class")]
+
+
+def _either(names: Iterable[str]) -> str:
+    *most, last = dict.fromkeys(names)
+    return f"{', '.join(most)} or {last}" if most else last

@@ -1,0 +1,135 @@
+"""What `predict` is asked for, and the way of its names to stdout or a file."""
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed import recv_object_list, send_object_list
+
+from makemore_pl.sampling import CHUNK, Sampler
+from makemore_pl.vocabulary import Vocabulary
+from makemore_pl.wordlist import read_words
+
+COLUMNS = ["name", "log_probability", "perplexity", "where"]
+
+
+class Request(Sampler):
+    """Names to draw, or words to score, and how they are written.
+
+    Args:
+        format: `text`, a name a line; `jsonl` or `csv`, with each name's log-probability (natural, of the whole name
+            with its end, at temperature 1), its perplexity per character, and where it stands: train, val, test, new.
+        output: the file to write to; stdout if left out.
+        score: score the words of this list, or of stdin (`-`), in place of drawing new ones. As `text`:
+            log-probability, perplexity and word, with tabs between.
+
+    Raises:
+        ValueError: if an option of `Sampler` is out of its range, or the list to score cannot be read.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        format: Literal["text", "jsonl", "csv"] = "text",
+        output: str | None = None,
+        score: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.format = format
+        self.output = output
+        self.words = None if score is None else read_words(score)
+        self.score = score
+
+    def __iter__(self) -> Iterator[Any]:
+        """Gives the numbers of the chunks to draw, or chunks of words to score."""
+        if self.words is None:
+            return super().__iter__()
+        return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuses what the model cannot read, before anything is written.
+
+        Raises:
+            ValueError: if so.
+        """
+        self.encode_prompt(vocabulary)
+        try:
+            vocabulary.encode_words(self.words or [])
+        except ValueError as error:
+            raise ValueError(f"{self.score}: {error}: {vocabulary.characters!r}") from None
+        if (self.novel or self.format != "text") and self.where is not None:
+            try:
+                self.where([""])
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}: novel, jsonl and csv look names up there; name the list with --data.path"
+                ) from None
+
+
+class NamesWriter(Callback):
+    """Writes names as they come and in order, whichever device drew them.
+
+    Args:
+        request: says how and where.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.files = ExitStack()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Opens the file."""
+        self.file: TextIO = sys.stdout
+        if trainer.is_global_zero and self.request.output is not None:
+            file = Path(self.request.output).open("w", encoding="utf-8", newline="\n")  # noqa: SIM115 (teardown closes)
+            self.file = self.files.enter_context(file)
+        if trainer.is_global_zero and self.request.format == "csv":
+            self._write_csv([COLUMNS])
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        """Writes one chunk, which the first rank may have to fetch from another."""
+        owner = batch_idx % trainer.world_size
+        if owner and owner == trainer.global_rank:
+            send_object_list([outputs], dst=0, device=pl_module.device)
+        elif owner and trainer.is_global_zero:
+            received: list[Any] = [None]
+            recv_object_list(received, src=owner, device=pl_module.device)
+            outputs = received[0]
+        if trainer.is_global_zero:
+            self.write(pl_module, *((outputs, None) if self.request.words is None else (batch, outputs)))
+
+    def write(self, model: Any, names: list[str], scores: list[float] | None) -> None:
+        """Writes names, with their log-probabilities where there are any or the format wants them."""
+        if self.request.format == "text" and scores is None:
+            self.file.writelines(f"{name}\n" for name in names)
+            return
+        rows = [
+            (name, round(score, 4), round(math.exp(-score / (len(name) + 1)), 4))
+            for name, score in zip(names, scores or model.score(names), strict=True)
+        ]
+        if self.request.format == "text":
+            self.file.writelines(f"{score:.4f}\t{perplexity:.4f}\t{name}\n" for name, score, perplexity in rows)
+            return
+        assert self.request.where is not None
+        full = [(*row, where) for row, where in zip(rows, self.request.where(names), strict=True)]
+        if self.request.format == "csv":
+            self._write_csv(full)
+        else:
+            lines = (json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) for row in full)
+            self.file.writelines(f"{line}\n" for line in lines)
+
+    def _write_csv(self, rows: Any) -> None:
+        csv.writer(self.file, lineterminator="\n").writerows(rows)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Closes the file, also after an error."""
+        self.files.close()

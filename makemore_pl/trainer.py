@@ -1,0 +1,154 @@
+"""Lightning's Trainer with the two commands that it lacks: `lr_find` and `export`."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.export import export
+from makemore_pl.model import MLP
+
+LOWEST, HIGHEST = 0.001, 1.0
+"""The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
+
+POINTS = 100
+"""The raw losses are averaged to so many points, which takes most of the noise of minibatches."""
+
+Found = tuple[float, float, float]
+"""A learning rate to take, and the lowest and highest that look good."""
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer with the two commands that it lacks."""
+
+    def lr_find(self, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> Found:
+        """Looks for a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
+
+        The curve goes to TensorBoard and to lr_find.png in the folder of the run. The model is left as the last step
+        left it.
+
+        Args:
+            model: as it is before training.
+            datamodule: its data.
+            num_steps: how many learning rates to try; if left out 1,000, or 200 where each step takes all windows.
+
+        Returns:
+            The suggestion, and the lowest and highest that look good.
+
+        Raises:
+            ValueError: if there are fewer than two steps, or the loss never falls.
+        """
+        if num_steps is None:
+            num_steps = 200 if datamodule.takes_all else 1000
+        if num_steps < 2:
+            raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
+        lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
+        model.lr_at = lambda step: lrs[min(step, num_steps - 1)]  # type: ignore[method-assign]
+        losses = _Losses()
+        self.callbacks.append(losses)  # type: ignore[attr-defined]
+        self.fit_loop.epoch_loop.max_steps, self.fit_loop.max_epochs = num_steps, -1
+        self.limit_val_batches = 0
+        self.fit(model, datamodule)
+        found = valley(lrs, losses.values())
+        if self.is_global_zero:
+            figure = draw_learning_rates(lrs, losses.values(), found)
+            figure.savefig(Path(self.log_dir or self.default_root_dir, "lr_find.png"))
+            if isinstance(self.logger, TensorBoardLogger):
+                self.logger.experiment.add_figure("lr_find", figure)
+        return found
+
+    def export(self, model: MLP, output: str) -> None:
+        """Writes the model in another form.
+
+        Args:
+            model: with its weights.
+            output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors.
+        """
+        if self.is_global_zero:
+            export(model, output)
+
+
+class _Losses(Callback):
+    """Keeps the loss of every step, on its device."""
+
+    def __init__(self) -> None:
+        self.losses: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Keeps one; it is that of all devices together."""
+        self.losses.append(trainer.callback_metrics["train/loss"])
+
+    def values(self) -> list[float]:
+        return torch.stack(self.losses).tolist()
+
+
+def valley(lrs: Sequence[float], losses: Sequence[float]) -> Found:
+    """Finds the learning rates where the loss has fallen far and still falls.
+
+    The valley is the longest fall of the loss over the logarithm of the learning rate: the longest sequence of points
+    each below the one before, others between them left out. Its last third is good, the middle of that the suggestion.
+
+    Args:
+        lrs: learning rates, equally far apart in their logarithm.
+        losses: the loss at each; from the first that is no finite number on, they do not count.
+
+    Returns:
+        The suggestion, and the lowest and highest that are good.
+
+    Raises:
+        ValueError: if the loss never falls.
+    """
+    end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    size = max(1, len(losses) // POINTS)
+    points = [
+        (_mean([math.log(lr) for lr in lrs[start : start + size]]), _mean(losses[start : start + size]))
+        for start in range(0, end - size + 1, size)
+    ]
+    fall = longest_fall([loss for _, loss in points])
+    if len(fall) < 2:
+        raise ValueError("the loss did not fall at any learning rate from 0.001 to 1")
+    first, last = points[fall[0]][0], points[fall[-1]][0]
+    low, middle, high = (math.exp(first + (last - first) * share) for share in (2 / 3, 5 / 6, 1))
+    return middle, low, high
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def longest_fall(values: Sequence[float]) -> list[int]:
+    """Returns the places of the longest strictly falling subsequence."""
+    lowest: list[float] = []  # for each length, minus the highest value that such a fall may end with
+    ends: list[int] = []  # where that value is
+    before: list[int] = []  # of each place, the one before it in its fall
+    for i, value in enumerate(values):
+        length = bisect_left(lowest, -value)
+        before.append(ends[length - 1] if length else -1)
+        lowest[length : length + 1], ends[length : length + 1] = [-value], [i]
+    fall = ends[-1:]
+    while fall and before[fall[-1]] >= 0:
+        fall.append(before[fall[-1]])
+    return fall[::-1]
+
+
+def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], found: Found) -> Any:
+    """Draws the loss over the learning rate as the lecture does, with what was found: a matplotlib figure."""
+    from matplotlib.figure import Figure  # takes a moment
+
+    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
+    axes = figure.add_subplot(xlabel="log10 of the learning rate", ylabel="loss of the step")
+    lr, low, high = map(math.log10, found)
+    axes.plot([math.log10(x) for x in lrs], losses, color="#2f6690", linewidth=0.8)
+    axes.axvspan(low, high, color="#2f6690", alpha=0.12, linewidth=0)
+    axes.axvline(lr, color="#c8434f", label=f"learning rate {found[0]:.2g}")
+    finite = sorted(filter(math.isfinite, losses))
+    axes.set_ylim(finite[0] * 0.9, finite[int(0.97 * (len(finite) - 1))] * 1.1)  # the last steps may fly away
+    axes.legend(frameon=False)
+    return figure

@@ -1,0 +1,170 @@
+import csv
+import io
+import json
+import math
+import sys
+
+import notebook
+import pytest
+import torch
+
+from makemore_pl import MLP, predictions
+from makemore_pl.predictions import NamesWriter, Request
+
+
+@pytest.fixture
+def predict(default_fit, call, monkeypatch):
+    """Gives what `predict` writes, of the default fit."""
+    monkeypatch.chdir(default_fit[0])
+
+    def run(*flags):
+        status, out, err = call("predict", *flags)
+        assert status == 0, err
+        assert err.count("\n") == 1
+        return out
+
+    return run
+
+
+def rows(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def expected_score(folder, word, names):
+    """The notebook's formula, from the checkpoint: log-probability and perplexity."""
+    checkpoint = torch.load(folder / "lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    X, Y = notebook.build_dataset([word], notebook.stoi(names))
+    mean = notebook.negative_log_likelihood(checkpoint["state_dict"], X, Y).item()
+    return -mean * len(Y), math.exp(mean)
+
+
+def test_every_format_tells_the_same_names(predict, default_fit, names):
+    text = predict("--sample.num_names", 200)
+    lines = rows(predict("--sample.num_names", 200, "--sample.format", "jsonl"))
+    table = list(csv.DictReader(io.StringIO(predict("--sample.num_names", 200, "--sample.format", "csv"))))
+    assert text.split() == [line["name"] for line in lines] == [line["name"] for line in table]
+    assert [{key: str(value) for key, value in line.items()} for line in lines] == table
+
+    train, val, test = (set(words) for words in notebook.split(names))
+    for line in lines[:20]:
+        score, perplexity = expected_score(default_fit[0], line["name"], names)
+        assert line["log_probability"] == pytest.approx(score, abs=1e-3)
+        assert line["perplexity"] == pytest.approx(perplexity, rel=1e-3)
+    for line in lines:
+        name = line["name"]
+        where = "train" if name in train else "val" if name in val else "test" if name in test else "new"
+        assert line["where"] == where
+    assert {"train", "new"} <= {line["where"] for line in lines}
+
+
+def test_temperature_changes_the_names_and_not_their_score(predict, default_fit, names):
+    (line,) = rows(predict("--sample.num_names", 1, "--sample.temperature", 3, "--sample.format", "jsonl"))
+    assert line["log_probability"] == pytest.approx(expected_score(default_fit[0], line["name"], names)[0], abs=1e-3)
+
+
+def test_unique_and_novel(predict, names):
+    ordinary = predict("--sample.num_names", 3000).split()
+    assert len(set(ordinary)) < 3000
+    assert set(ordinary) & set(names)
+    unique = predict("--sample.num_names", len(set(ordinary)), "--sample.unique").split()
+    assert unique == list(dict.fromkeys(ordinary))
+    novel = [name for name in ordinary if name not in set(names)]
+    assert predict("--sample.num_names", len(novel), "--sample.novel").split() == novel
+    both = list(dict.fromkeys(novel))
+    assert predict("--sample.num_names", len(both), "--sample.novel", "--sample.unique", "true").split() == both
+
+
+def test_given_words_are_scored(predict, default_fit, names, tmp_path):
+    words = ["emma", "xqzt", "olsrick", "a"]
+    (tmp_path / "mine.txt").write_text("\n".join(words), encoding="utf-8")
+    text = predict("--sample.score", tmp_path / "mine.txt")
+    for word, line in zip(words, text.splitlines(), strict=True):
+        score, perplexity, name = line.split("\t")
+        assert name == word
+        assert float(score) == pytest.approx(expected_score(default_fit[0], word, names)[0], abs=1e-3)
+        assert float(perplexity) == pytest.approx(expected_score(default_fit[0], word, names)[1], rel=1e-3)
+    lines = rows(predict("--sample.score", tmp_path / "mine.txt", "--sample.format", "jsonl"))
+    assert [line["name"] for line in lines] == words
+    assert [line["where"] for line in lines] == ["train", "new", "new", "new"]
+    assert [f"{line['log_probability']:.4f}" for line in lines] == [line.split("\t")[0] for line in text.splitlines()]
+
+
+def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path):
+    output = tmp_path / "scores.csv"
+    flags = ["--sample.score", "-", "--sample.format", "csv", "--sample.output", output]
+    finished = command("predict", *flags, cwd=default_fit[0], input="emma\n\nolivia\n")
+    assert (finished.returncode, finished.stdout) == (0, "")
+    with output.open(newline="", encoding="utf-8") as file:
+        assert [row[0] for row in csv.reader(file)] == ["name", "emma", "olivia"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "out", "message"),
+    [
+        (
+            ["--sample.unique", "--sample.top_k", 1, "--sample.num_names", 5],
+            1,
+            "1 of 5 names: no other unique one among 65,536 drawn; ask for fewer",
+        ),
+        (
+            ["--sample.novel", "--sample.prompt", "emma", "--sample.max_length", 4],
+            0,
+            "0 of 20 names: no other novel one among 65,536 drawn",
+        ),
+        (["--sample.novel", "--data.path", "gone.txt"], 0, "gone.txt: cannot read this word list"),
+        (["--sample.format", "csv", "--data.path", "gone.txt"], 0, "gone.txt: cannot read this word list"),
+        (["--sample.score", "odd.txt"], 0, "odd.txt: 'Zoë': character 'Z' is not among the 26 of this vocabulary"),
+        (["--sample.score", "gone.txt"], 0, "gone.txt: cannot read this word list"),
+        (["--sample.output", "gone/names.txt"], 0, "gone/names.txt: no such file or directory"),
+        (["--sample.format", "xml"], 0, "--sample.format xml: expected text, jsonl or csv"),
+        (["--sample.unique", "maybe"], 0, "--sample.unique maybe: expected true or false"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(flags, out, message, default_fit, call, monkeypatch, tmp_path):
+    (tmp_path / "lightning_logs").symlink_to(default_fit[0] / "lightning_logs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd.txt").write_text("emma\nZoë\n", encoding="utf-8")
+    status, names, err = call("predict", *flags)
+    assert status == 2
+    assert len(names.split()) == out
+    assert err.rstrip("\n").rpartition("\n")[2].startswith(f"error: {message}")
+    assert err.count("error") == 1
+
+
+def test_odd_names_keep_their_characters_in_every_format(towns, call, tmp_path, monkeypatch):
+    path, words = towns
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quotes.txt").write_text('a,b\n"c"\n' + path.read_text("utf-8"), encoding="utf-8")
+    flags = ["--trainer.max_steps", 2, "--trainer.logger", "false"]
+    assert call("fit", "--data.path", "quotes.txt", *flags, "--trainer.default_root_dir", ".")[0] == 0
+    asked = ["--ckpt_path", next(tmp_path.rglob("*.ckpt")), "--sample.score", "quotes.txt"]
+    status, out, _ = call("predict", *asked, "--sample.format", "csv")
+    assert status == 0
+    table = list(csv.reader(io.StringIO(out)))
+    assert [row[0] for row in table[1:]] == ["a,b", '"c"', *words]
+    assert {row[3] for row in table[1:]} <= {"train", "val", "test"}
+    status, out, _ = call("predict", *asked, "--sample.format", "jsonl")
+    assert [row["name"] for row in rows(out)] == ["a,b", '"c"', *words]
+    assert "名前" in out
+
+
+def test_the_first_device_writes_what_others_drew(monkeypatch, capsys):
+    class Trainer:
+        world_size = 2
+
+        def __init__(self, rank):
+            self.global_rank, self.is_global_zero = rank, rank == 0
+
+    post = []
+    monkeypatch.setattr(predictions, "send_object_list", lambda objects, dst, device: post.extend(objects))
+    monkeypatch.setattr(
+        predictions, "recv_object_list", lambda objects, src, device: objects.__setitem__(0, post.pop(0))
+    )
+    model = MLP(hidden_size=2)
+    first, second = NamesWriter(Request()), NamesWriter(Request())
+    first.file = second.file = sys.stdout
+    second.on_predict_batch_end(Trainer(1), model, [], 0, 0)
+    first.on_predict_batch_end(Trainer(0), model, ["emma"], 0, 0)
+    second.on_predict_batch_end(Trainer(1), model, ["名 前"], 1, 1)
+    first.on_predict_batch_end(Trainer(0), model, [], 1, 1)
+    assert capsys.readouterr().out == "emma\n名 前\n"

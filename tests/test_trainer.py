@@ -1,0 +1,116 @@
+import itertools
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.trainer import Trainer, longest_fall, valley
+
+
+def quiet(folder, **options):
+    options |= {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    return Trainer(default_root_dir=folder, enable_model_summary=False, **options)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_longest_fall_is_that_of_all_subsequences(seed):
+    values = [random.Random(seed).randrange(8) for _ in range(9)]
+    falls = [
+        places
+        for n in range(10)
+        for places in itertools.combinations(range(9), n)
+        if all(values[i] > values[j] for i, j in itertools.pairwise(places))
+    ]
+    found = longest_fall(values)
+    assert tuple(found) in falls
+    assert len(found) == max(map(len, falls))
+    assert longest_fall([]) == []
+
+
+def test_the_valley_of_a_curve_drawn_by_hand():
+    """Falls from 10^-3 to 10^-0.6, then rises: the last third begins at 10^-1.4, its middle is 10^-1."""
+    exponents = [-3 + 3 * i / 1000 for i in range(1001)]
+    losses = [4 + abs(x + 0.6) for x in exponents]
+    found = [math.log10(lr) for lr in valley([10**x for x in exponents], losses)]
+    assert found == pytest.approx([-1.0, -1.4, -0.6], abs=0.03)
+    losses[950:] = [math.nan] * 51
+    assert [math.log10(lr) for lr in valley([10**x for x in exponents], losses)] == pytest.approx(found)
+    with pytest.raises(ValueError, match="did not fall at any learning rate"):
+        valley([10**x for x in exponents], exponents)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_lecture_s_learning_rate_is_found(seed, tmp_path):
+    model = MLP(init="lecture", optimizer="sgd", schedule="constant", seed=seed)
+    data = NamesDataModule(batch_size=32, replacement=True, order_seed=seed)
+    lr, low, high = quiet(tmp_path).lr_find(model, data)
+    assert 0.1 / 3 < lr < 0.1 * 3
+    assert low < lr < high
+    assert (tmp_path / "lr_find.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_step_has_its_learning_rate(tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self, *args, **more: (seen.append(self.param_groups[0]["lr"]), step(self, *args, **more))[1],
+    )
+    model = MLP(optimizer="sgd", hidden_size=8)
+    quiet(tmp_path, max_epochs=1).lr_find(model, NamesDataModule(num_words=100), num_steps=7)
+    assert seen == pytest.approx([10**x for x in (-3, -2.5, -2, -1.5, -1, -0.5, 0)])
+
+
+def test_lr_find_on_the_command_line(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--config", ROOT / "configs" / "quick.yaml", "--data.num_words", 2000, "--model.lr", 7]
+    status, out, err = call("lr_find", *flags, "--num_steps", 60)
+    assert status == 0, err
+    first, found, *rest = [line for line in err.splitlines() if not line.startswith("step ")]
+    assert not rest
+    assert first.startswith("2,000 words (1,600 train")
+    run = Path("lightning_logs", "version_0")
+    assert found.endswith(f"; the curve: {run / 'lr_find.png'}")
+    assert {path.name.split(".")[0] for path in run.iterdir()} == {"lr_find", "config", "events", "hparams"}
+    line, lr = out.strip().rsplit(" ", 1)
+    expected = f"python -m makemore_pl fit --config {ROOT / 'configs' / 'quick.yaml'} --data.num_words 2000 --model.lr"
+    assert line == expected
+    assert 0.001 < float(lr) < 1
+    assert call(*out.split()[3:], "--trainer.max_steps", 2)[0] == 0
+
+
+def test_what_lr_find_finds_for_the_default_recipe_trains_well(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = call("lr_find")
+    assert status == 0
+    status, _, err = call(*out.split()[3:])
+    assert status == 0
+    assert float(err.split("(val/loss ")[1].split(")")[0]) < 2.1027  # makemore part 3, the same network
+
+
+def test_too_few_steps_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="num_steps is 1: expected 2 or more"):
+        quiet(tmp_path).lr_find(MLP(), NamesDataModule(), num_steps=1)
+
+
+def test_export_on_the_command_line(default_fit, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(default_fit[0])
+    status, out, err = call("export", "--output", tmp_path / "page.html")
+    assert (status, out) == (0, "")
+    size = (tmp_path / "page.html").stat().st_size
+    checkpoint = "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt"
+    assert err == f"{checkpoint}\n{tmp_path / 'page.html'}: {size:,} bytes\n"
+    assert size < 300_000
+    for flags, message in [
+        ([], "--output is missing; --help says what it is for"),
+        (["--output", tmp_path / "page.pdf"], f"{tmp_path / 'page.pdf'}: expected a name that ends in .html, .onnx"),
+        (["--output", "x.html", "--ckpt_path", "gone"], "--ckpt_path gone: no such file"),
+    ]:
+        status, out, err = call("export", *flags)
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1].startswith(f"error: {message}")
