@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from makemore_pl.board import Board
 from makemore_pl.callbacks import NamesWriter, Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
@@ -112,6 +113,12 @@ class CLI(LightningCLI):
                 type=Literal["default", "reduce-overhead", "max-autotune"] | None,
                 help="compile the network with torch.compile in this mode; `reduce-overhead` takes CUDA graphs",
             )
+            parser.add_argument(
+                "--pictures",
+                type=bool,
+                default=True,
+                help="show in TensorBoard what the network learns: the map of letters, what comes next, names, ...",
+            )
             # The list decides the alphabet ...
             parser.link_arguments(
                 "data.vocabulary", "model.vocabulary", attrgetter("characters"), apply_on="instantiate"
@@ -182,6 +189,8 @@ class CLI(LightningCLI):
                 kwargs["logger"] = TensorBoardLogger(root, "lightning_logs", version, default_hp_metric=False)
             if trainer.logger is not False and not trainer.fast_dev_run:
                 callbacks.append(LearningRateMonitor("step"))
+                if options.pictures:
+                    callbacks.append(Board())
             if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
                 checkpoint = partial(ModelCheckpoint, enable_version_counter=False, auto_insert_metric_name=False)
                 self.best = checkpoint(filename="best", monitor="val/loss")

@@ -107,7 +107,7 @@ def draw_letters(C: Tensor, vocabulary: Vocabulary, when: str = "", near: Tensor
     C = C.detach().cpu()[: LETTERS + 1]
     points, share = flatten(C, near)
     V, E = C.shape
-    title = "The map of letters" + (f": the first {LETTERS} of {len(vocabulary) - 1:,}" if V < len(vocabulary) else "")
+    title = "The map of letters" + (f": the first {LETTERS} of {len(vocabulary) - 1:,}" if len(vocabulary) > V else "")
     how = f"C, {E} dimension{'s' * (E > 1)}"
     if E > 2:
         how += f" in the plane of the first two principal components (PCA): {share:.0%} of the variance"
@@ -127,7 +127,9 @@ def draw_letters(C: Tensor, vocabulary: Vocabulary, when: str = "", near: Tensor
     sheet.discs(xy, disc, colours, hollow=[name == "boundary" for name in of_kind])
     inside = [i for i in range(V) if len(names[i]) == 1]
     inks = [PAPER if i != BOUNDARY else INK for i in inside]
-    sheet.write([names[i] for i in inside], xy[inside], [0.6 * disc] * len(inside), inks, weight="bold", anchor="middle")
+    sheet.write(
+        [names[i] for i in inside], xy[inside], [0.6 * disc] * len(inside), inks, weight="bold", anchor="middle"
+    )
     below = [i for i in range(V) if len(names[i]) > 1]
     sizes = [max(0.34 * disc, 3.0)] * len(below)
     sheet.write([names[i] for i in below], xy[below] + [0, 0.75 * disc], sizes, [COLOURS[of_kind[i]] for i in below])
@@ -230,7 +232,9 @@ class Sheet:
         pixel = 1 / 100  # inches
         self.figure = Figure((width * pixel, height * pixel), dpi=100, facecolor=PAPER)
         FigureCanvasAgg(self.figure)
-        self.shapes = Affine2D().scale(pixel) + self.figure.dpi_scale_trans  # of paths about their own origin, y upwards
+        self.shapes = (
+            Affine2D().scale(pixel) + self.figure.dpi_scale_trans
+        )  # of paths about their own origin, y upwards
         self.places = Affine2D().scale(pixel, -pixel).translate(0, height * pixel) + self.figure.dpi_scale_trans
         self.write([title], np.array([[14.0, 20.0]]), [11.5], [INK], weight="bold", anchor="left")
         self.write([subtitle], np.array([[14.0, 41.0]]), [8.5], [PALE], anchor="left")
@@ -246,15 +250,21 @@ class Sheet:
         weight: str = "normal",
         anchor: str = "centre",
     ) -> float:
-        """Writes texts at (N, 2) places, sizes in points, and returns the width of the widest, in pixels.
+        """Writes texts at their places, and returns the width of the widest in pixels.
 
         Args:
+            texts: N of them.
+            xy: (N, 2).
+            sizes: N of them, in points.
+            colours: N of them.
+            family: of the font.
+            weight: of the font.
             anchor: `left`, `right` or `centre` of a common line; the `middle` of each text itself; or `upright`, which
                 reads from below.
         """
         paths = [_outline(text, size, family, weight, anchor) for text, size in zip(texts, sizes, strict=True)]
         self._stamp(paths, xy, facecolors=colours, linewidths=0)
-        return max((float(np.ptp(path.vertices[:, 0])) for path in paths if len(path.vertices)), default=0.0)
+        return max((float(path.get_extents().width) for path in paths), default=0.0)
 
     def discs(self, xy: np.ndarray, diameter: float, colours: list[str], hollow: list[bool]) -> None:
         """Draws discs, and rings where they are hollow."""
@@ -269,15 +279,15 @@ class Sheet:
         """Draws a pale ground."""
         from matplotlib.path import Path
 
-        corners = np.array([[0, 0], [1, 0], [1, -1], [0, -1], [0, 0]]) * [right - left, bottom - top]
+        corners = np.array([[0, 0], [1, 0], [1, -1], [0, -1], [0, 0]]) * np.array([right - left, bottom - top])
         self._stamp([Path(corners)], np.array([[left, top]]), facecolors=GROUND, linewidths=0)
 
     def cells(self, xy: np.ndarray, side: float, colours: np.ndarray) -> None:
         """Draws squares."""
         from matplotlib.path import Path
 
-        square = Path((Path.unit_rectangle().vertices - 0.5) * side)
-        self._stamp([square], xy, facecolors=colours, linewidths=0, antialiaseds=False)
+        corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]]) * side
+        self._stamp([Path(corners)], xy, facecolors=colours, linewidths=0, antialiaseds=False)
 
     def _stamp(self, paths: "list[Path]", xy: np.ndarray, **style: Any) -> None:
         from matplotlib.collections import PathCollection
@@ -297,16 +307,17 @@ def _outline(text: str, size: float, family: str, weight: str, anchor: str) -> "
 
     prop = FontProperties(family=[family], weight=weight)
     text = text.replace("$", r"\$")  # or two of them would begin a formula
-    path = TextPath((0, 0), text, size=size * 100 / 72, prop=prop, usetex=False, _interpolation_steps=1)
-    if not len(path.vertices):
-        return Path(np.zeros((0, 2)))
-    (left, low), (right, high) = path.vertices.min(axis=0), path.vertices.max(axis=0)
+    path = TextPath((0, 0), text, size=size * 100 / 72, prop=prop, usetex=False)
+    vertices = np.asarray(path.vertices).reshape(-1, 2)
+    if not len(vertices):
+        return path
+    (left, low), (right, high) = vertices.min(axis=0), vertices.max(axis=0)
     x = {"left": left, "right": right}.get(anchor, (left + right) / 2)
     y = (low + high) / 2 if anchor == "middle" else 0.5 * size
-    outline = path.vertices - [x, y]
+    vertices = vertices - [x, y]
     if anchor == "upright":
-        outline = (path.vertices - [left, y]) @ [[0, 1], [-1, 0]] - [0, size]
-    return Path(outline, path.codes)
+        vertices = vertices @ [[0, 1], [-1, 0]] + [0, (right - left) / 2 - size]
+    return Path(vertices, path.codes)
 
 
 def rasterise(figure: "Figure") -> np.ndarray:
@@ -319,5 +330,5 @@ def rasterise(figure: "Figure") -> np.ndarray:
 
     canvas = figure.canvas
     assert isinstance(canvas, FigureCanvasAgg)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3]
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[:, :, :3]  # type: ignore[no-untyped-call]
