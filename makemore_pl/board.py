@@ -24,6 +24,9 @@ from makemore_pl.sampling import Draw, Sampler
 NAMES = 10
 """Names sampled at each drawing."""
 
+LONGEST = 30
+"""Where they are cut off: before it has learned to end them, a network goes on and on."""
+
 ROWS = 200
 """Contexts whose hidden units are looked at."""
 
@@ -188,8 +191,8 @@ class Board(Callback):
                 writer.add_histogram(f"gradients/{name}", weight.grad.float(), step)
 
     def write_names(self, writer: SummaryWriter, step: int) -> None:
-        """Writes the names that `predict` would give, and where they stand."""
-        draw = Draw(Sampler(NAMES), self.still, self.still.vocabulary, self.still.block_size)
+        """Writes the first names that `predict` would give, and where they stand."""
+        draw = Draw(Sampler(NAMES, max_length=LONGEST), self.still, self.still.vocabulary, self.still.block_size)
         draw.looks_up = False  # a table of all contexts does not pay for a few names
         columns = {"name": list(draw.names())}
         if self.looks_up:

@@ -264,7 +264,7 @@ class Sheet:
         """
         paths = [_outline(text, size, family, weight, anchor) for text, size in zip(texts, sizes, strict=True)]
         self._stamp(paths, xy, facecolors=colours, linewidths=0)
-        return max((float(path.get_extents().width) for path in paths), default=0.0)
+        return max((float(np.ptp(np.asarray(path.vertices)[:, 0])) for path in paths if len(path)), default=0.0)
 
     def discs(self, xy: np.ndarray, diameter: float, colours: list[str], hollow: list[bool]) -> None:
         """Draws discs, and rings where they are hollow."""
@@ -303,21 +303,19 @@ def _outline(text: str, size: float, family: str, weight: str, anchor: str) -> "
     """The outline of a text in pixels about the point where it is anchored."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 
-    prop = FontProperties(family=[family], weight=weight)
-    text = text.replace("$", r"\$")  # or two of them would begin a formula
-    path = TextPath((0, 0), text, size=size * 100 / 72, prop=prop, usetex=False)
-    vertices = np.asarray(path.vertices).reshape(-1, 2)
+    points, codes = text_to_path.get_text_path(FontProperties(family=[family], weight=weight), text)
+    vertices = np.reshape(points, (-1, 2)) * (size * 100 / 72 / text_to_path.FONT_SCALE)
     if not len(vertices):
-        return path
+        return Path(vertices)
     (left, low), (right, high) = vertices.min(axis=0), vertices.max(axis=0)
     x = {"left": left, "right": right}.get(anchor, (left + right) / 2)
     y = (low + high) / 2 if anchor == "middle" else 0.5 * size
     vertices = vertices - [x, y]
     if anchor == "upright":
         vertices = vertices @ [[0, 1], [-1, 0]] + [0, (right - left) / 2 - size]
-    return Path(vertices, path.codes)
+    return Path(vertices, codes)
 
 
 def rasterise(figure: "Figure") -> np.ndarray:
