@@ -69,10 +69,12 @@ class Board(Callback):
     def __init__(self) -> None:
         self.writer: SummaryWriter | None = None  # None where nothing is shown: another logger, another rank, an error
         self.before: list[Tensor] | None = None
+        self.gradients: dict[str, Tensor | None] = {}
 
     def stop(self) -> None:
         """Shows nothing from now on."""
         self.writer = self.before = None
+        self.gradients = {}
 
     @harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -109,8 +111,11 @@ class Board(Callback):
 
     @harmless
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes how large the update of each tensor was."""
-        if self.writer is None or self.before is None:
+        """Writes how large the update of each tensor was, and holds on to the gradients."""
+        if self.writer is None:
+            return
+        self.gradients = {name: weight.grad for name, weight in pl_module.named_parameters()}  # validation drops them
+        if self.before is None:
             return
         for (name, weight), before in zip(pl_module.named_parameters(), self.before, strict=True):
             ratio = update_to_data(before, weight.detach())
@@ -158,7 +163,7 @@ class Board(Callback):
             self.draw_letters(self.writer, step)
             self.draw_next(self.writer, step)
             self.draw_hidden(self.writer, step)
-            self.write_histograms(self.writer, step, model)
+            self.write_histograms(self.writer, step)
             self.write_names(self.writer, step)
 
     def draw_letters(self, writer: SummaryWriter, step: int) -> None:
@@ -182,13 +187,13 @@ class Board(Callback):
         writer.add_scalar("hidden/saturated", saturated.mean(), step)
         writer.add_histogram("hidden/h", h, step)
 
-    def write_histograms(self, writer: SummaryWriter, step: int, model: LightningModule) -> None:
-        """Writes histograms of the five tensors, and of the gradients of the step before."""
+    def write_histograms(self, writer: SummaryWriter, step: int) -> None:
+        """Writes histograms of the five tensors, and of the gradients that led to them."""
         for name, weight in self.still.named_parameters():
             writer.add_histogram(f"weights/{name}", weight, step)
-        for name, weight in model.named_parameters():
-            if weight.grad is not None and weight.grad.isfinite().all():
-                writer.add_histogram(f"gradients/{name}", weight.grad.float(), step)
+        for name, gradient in self.gradients.items():
+            if gradient is not None and gradient.isfinite().all():
+                writer.add_histogram(f"gradients/{name}", gradient.float(), step)
 
     def write_names(self, writer: SummaryWriter, step: int) -> None:
         """Writes the first names that `predict` would give, and where they stand."""

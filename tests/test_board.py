@@ -1,11 +1,8 @@
 import io
 import re
-import shutil
 import subprocess
 import sys
 import time
-import urllib.request
-from pathlib import Path
 
 import notebook
 import numpy as np
@@ -366,3 +363,64 @@ def test_several_devices_show_one_board(command, tmp_path):
     assert "pictures are off" not in result.stderr
     (file,) = tmp_path.rglob("*events*")
     assert steps(events(file).Images("pictures/letters")) == [0, 4]
+
+
+# In a browser.
+
+
+@pytest.fixture
+def tensorboard(shown):
+    """TensorBoard on a free port of this machine, over a finished run. Gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", shown[0], "--host", "127.0.0.1", "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if address := re.search(r"http://127.0.0.1:\d+/", line):
+                yield address[0]
+                break
+        else:
+            pytest.fail("TensorBoard did not start")
+    finally:
+        process.terminate()
+        process.wait()
+
+
+WHOLE_TEXT = """
+const texts = [], visit = root => {
+  for (const node of root.childNodes) {
+    if (node.nodeType === Node.TEXT_NODE) texts.push(node.data);
+    if (node.shadowRoot) visit(node.shadowRoot);
+    if (node.nodeName === "IFRAME" && node.contentDocument?.body) visit(node.contentDocument.body);
+    if (node.nodeName === "INPUT") texts.push(node.value);
+    if (!["STYLE", "SCRIPT", "TEMPLATE"].includes(node.nodeName)) visit(node);
+    if (node.nodeName === "IMG" && node.naturalWidth) texts.push(`image ${node.naturalWidth} x ${node.naturalHeight}`);
+  }
+};
+visit(document.body);
+return texts.join("\\n");
+"""
+
+
+@pytest.mark.browser
+def test_tensorboard_shows_what_was_logged(browser, tensorboard, shown):
+    def shows(tab, *expected):
+        browser.get("about:blank")
+        browser.get(f"{tensorboard}#{tab}")
+        end = time.monotonic() + 20
+        while missing := [words for words in expected if words not in browser.execute_script(WHOLE_TEXT)]:
+            assert time.monotonic() < end, f"{tab} shows no {missing}"
+            time.sleep(0.1)
+
+    height = 88 + 27 * 10 + 12  # ten contexts
+    shows("scalars", "update_to_data", "hidden", "end", "train", "val")
+    shows("scalars&tagFilter=character|perplexity", "bits_per_character", "perplexity")
+    shows("custom_scalars", "loss", "update to data, log10", "bits per character")
+    shows("images", *PICTURES, "image 640 x 560", f"x {height}", "image 16 x 200")
+    shows("text", "names", "stands in", *shown[1].float().sample(1, max_length=30), "recipe")
+    shows("hparams", "embedding_dim", "hidden_size", "end/val_loss")
+    shows("projector", "C:00047", "27x10", "letter", "kind", "Dimension:")
+    severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe
