@@ -24,6 +24,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
+from makemore_pl.board import Board
 from makemore_pl.callbacks import Progress, ValidateLastStep
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
@@ -99,6 +100,12 @@ class CLI(LightningCLI):
                 "--compile",
                 type=Literal["default", "reduce-overhead", "max-autotune"] | None,
                 help="compile the network with torch.compile in this mode; `reduce-overhead` takes CUDA graphs",
+            )
+            parser.add_argument(
+                "--pictures",
+                type=bool,
+                default=True,
+                help="show in TensorBoard what the network learns: the map of letters, what comes next, names, ...",
             )
         if parser.command == "predict":
             parser.add_class_arguments(Request, "sample", skip={"where"})
@@ -180,6 +187,8 @@ class CLI(LightningCLI):
             callbacks += [ValidateLastStep(), FastSteps()]
             if trainer.logger is not False and not trainer.fast_dev_run:
                 callbacks.append(LearningRateMonitor("step"))
+                if options.pictures:
+                    callbacks.append(Board())
             if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
                 checkpoint = partial(ModelCheckpoint, enable_version_counter=False, auto_insert_metric_name=False)
                 self.best = checkpoint(filename="best", monitor="val/loss")

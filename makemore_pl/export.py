@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from makemore_pl.figures import flatten
 from makemore_pl.model import MLP
 
 
@@ -53,7 +53,7 @@ def export(model: MLP, output: str | Path) -> None:
 def as_page(model: MLP) -> bytes:
     """Fills the weights and the vocabulary into `playground.html`."""
     tensors = [tensor.detach().float().cpu() for tensor in model.parameters()]  # C, W1, b1, W2, b2
-    points, share = plane(tensors[0])
+    points, share = flatten(tensors[0].double())
     weights = torch.cat([tensor.flatten() for tensor in tensors]).numpy().astype("<f4")
     data = {
         "vocabulary": model.vocabulary.characters,
@@ -69,26 +69,6 @@ def as_page(model: MLP) -> bytes:
     template = resources.files("makemore_pl").joinpath("playground.html").read_text(encoding="utf-8")
     before, after = template.split("{{model}}")
     return f"{before}{text}{after}".encode()
-
-
-def plane(C: Tensor) -> tuple[Tensor, float]:
-    """Lays the embeddings C (V, E) into a plane: as they are for E up to 2, else by their principal components.
-
-    Returns:
-        The points (V, 2) float64, and the share of the variance that they keep.
-    """
-    C = C.double()
-    V, E = C.shape
-    if E <= 2:
-        return torch.cat([C, C.new_zeros(V, 2 - E)], dim=1), 1.0
-    U, S, _ = torch.linalg.svd(C - C.mean(dim=0), full_matrices=False)
-    points = C.new_zeros(V, 2)
-    points[:, : len(S)] = (U * S)[:, :2]
-    # The sign of a component is anybody's choice: its outermost point lies on the positive side.
-    outermost = points.gather(0, points.abs().argmax(dim=0, keepdim=True))
-    points *= torch.where(outermost < 0, -1, 1)
-    variance = S.square()
-    return points, float(variance[:2].sum() / variance.sum()) if variance.sum() > 0 else 1.0
 
 
 def as_safetensors(model: MLP) -> bytes:

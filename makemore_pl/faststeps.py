@@ -7,6 +7,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 
+from makemore_pl.board import Board
 from makemore_pl.callbacks import ValidateLastStep
 from makemore_pl.datamodule import Batches
 from makemore_pl.model import MLP
@@ -28,7 +29,7 @@ BATCH_HOOKS = (
 )
 EPOCH_HOOKS = ("on_train_epoch_start", "on_train_epoch_end")
 
-MAY_MISS_STEPS = (LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer, ValidateLastStep, Watchdog)
+MAY_MISS_STEPS = (Board, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer, ValidateLastStep, Watchdog)
 """Callbacks with such hooks that do something only at watched steps."""
 
 

@@ -3,6 +3,7 @@
 Shapes: B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
 """
 
+import math
 import string
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -93,10 +94,20 @@ class MLP(LightningModule):
         Returns:
             (B, V) logits.
         """
-        emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
         # addmm(b, x, W) is x @ W + b without a second pass over the product.
-        h = tanh_(torch.addmm(self.b1, emb.flatten(1), self.W1))  # (B, H)
-        return torch.addmm(self.b2, h, self.W2)  # (B, V)
+        return torch.addmm(self.b2, self.hidden(X), self.W2)  # (B, V)
+
+    def hidden(self, X: Tensor) -> Tensor:
+        """Computes what the tanh layer gives.
+
+        Args:
+            X: (B, T) int64 contexts.
+
+        Returns:
+            h (B, H), between -1 and 1.
+        """
+        emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
+        return tanh_(torch.addmm(self.b1, emb.flatten(1), self.W1))
 
     @staticmethod
     def loss(logits: Tensor, Y: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
@@ -176,7 +187,12 @@ class MLP(LightningModule):
     def _log_means(self, stage: str) -> None:
         windows = self.windows.compute()
         loss = self.nll.compute() / windows
-        means = {"loss": loss, "perplexity": loss.exp(), "accuracy": self.hits.compute() / windows}
+        means = {
+            "loss": loss,
+            "perplexity": loss.exp(),
+            "bits_per_character": loss / math.log(2),
+            "accuracy": self.hits.compute() / windows,
+        }
         for name, mean in means.items():
             self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=True)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.export import export
+from makemore_pl.figures import draw_learning_rates
 from makemore_pl.model import MLP
 
 LOWEST, HIGHEST = 0.001, 1.0
@@ -58,7 +59,7 @@ class Trainer(pl.Trainer):
         self.fit(model, datamodule)
         found = valley(lrs, losses.values())
         if self.is_global_zero:
-            figure = draw_learning_rates(lrs, losses.values(), found)
+            figure = draw_learning_rates(lrs, losses.values(), *found)
             figure.savefig(Path(self.log_dir or self.default_root_dir, "lr_find.png"))
             if isinstance(self.logger, TensorBoardLogger):
                 self.logger.experiment.add_figure("lr_find", figure)
@@ -136,19 +137,3 @@ def longest_fall(values: Sequence[float]) -> list[int]:
     while fall and before[fall[-1]] >= 0:
         fall.append(before[fall[-1]])
     return fall[::-1]
-
-
-def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], found: Found) -> Any:
-    """Draws the loss over the learning rate as the lecture does, with what was found: a matplotlib figure."""
-    from matplotlib.figure import Figure  # takes a moment
-
-    figure = Figure(figsize=(6.4, 4), dpi=100, layout="constrained")
-    axes = figure.add_subplot(xlabel="log10 of the learning rate", ylabel="loss of the step")
-    lr, low, high = map(math.log10, found)
-    axes.plot([math.log10(x) for x in lrs], losses, color="#2f6690", linewidth=0.8)
-    axes.axvspan(low, high, color="#2f6690", alpha=0.12, linewidth=0)
-    axes.axvline(lr, color="#c8434f", label=f"learning rate {found[0]:.2g}")
-    finite = sorted(filter(math.isfinite, losses))
-    axes.set_ylim(finite[0] * 0.9, finite[int(0.97 * (len(finite) - 1))] * 1.1)  # the last steps may fly away
-    axes.legend(frameon=False)
-    return figure

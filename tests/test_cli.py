@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import makemore_pl
 from makemore_pl.parser import OPENINGS
 
+LETTERS = ["00004/C/metadata.tsv", "00004/C/tensors.tsv"]
 QUICK = ["--trainer.max_steps", 4, "--model.hidden_size", 8]
 
 
@@ -66,10 +67,13 @@ def test_fit_leaves_best_and_last_and_curves(default_fit):
     folder, _ = default_fit
     run = folder / "lightning_logs" / "version_0"
     assert [name for name in files(run) if "events" not in name] == [
+        "00500/C/metadata.tsv",
+        "00500/C/tensors.tsv",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",
         "config.yaml",
         "hparams.yaml",
+        "projector_config.pbtxt",
     ]
     last = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
     assert last["global_step"] == 500
@@ -292,7 +296,7 @@ def test_trainer_flags_go_through(flags, dtype, steps, folder, call):
     ("flag", "left"),
     [
         ("--trainer.logger=false", ["checkpoints/best.ckpt", "checkpoints/last.ckpt"]),
-        ("--trainer.enable_checkpointing=false", ["config.yaml", "hparams.yaml"]),
+        ("--trainer.enable_checkpointing=false", [*LETTERS, "config.yaml", "hparams.yaml", "projector_config.pbtxt"]),
         ("--trainer.fast_dev_run=true", []),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from makemore_pl import MLP, Vocabulary
-from makemore_pl.export import export, plane
+from makemore_pl.export import export
 
 ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u2028z", "<!--", "Łódź\u0301"]
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
@@ -174,29 +174,6 @@ def test_the_page_is_one_small_file_that_holds_the_weights(odd, tmp_path):
     weights = np.frombuffer(base64.b64decode(data["weights"]), "<f4")
     tensors = odd.state_dict()
     assert np.array_equal(weights, np.concatenate([tensors[n].flatten() for n in ("C", "W1", "b1", "W2", "b2")]))
-
-
-def test_the_plane_is_that_of_the_largest_variance():
-    C = torch.randn((27, 10), generator=torch.Generator().manual_seed(3))
-    points, share = plane(C)
-    points, C = points.numpy(), C.numpy().astype(float)
-    variances, axes = np.linalg.eigh(np.cov(C, rowvar=False))  # in rising order
-    centred = C - C.mean(0)
-    for k in (0, 1):
-        axis = centred @ axes[:, -1 - k]
-        assert np.abs(points[:, k] - axis).max() < 1e-12 or np.abs(points[:, k] + axis).max() < 1e-12
-        assert points[:, k].max() == np.abs(points[:, k]).max()
-    assert share == pytest.approx(variances[-2:].sum() / variances.sum())
-
-
-@pytest.mark.parametrize(("shape", "share"), [((5, 2), 1), ((5, 1), 1), ((1, 4), 1), ((2, 4), 1)])
-def test_few_numbers_have_a_plane_as_well(shape, share):
-    C = torch.randn(shape, generator=torch.Generator().manual_seed(3))
-    points, found = plane(C)
-    assert found == pytest.approx(share)
-    assert points.shape == (shape[0], 2)
-    distances = torch.cdist(C.double(), C.double())
-    torch.testing.assert_close(torch.cdist(points, points), distances)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

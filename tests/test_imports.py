@@ -10,23 +10,25 @@ PACKAGE = ROOT / "makemore_pl"
 MAY_IMPORT = {
     "__init__": {"datamodule", "model", "sampling", "vocabulary"},
     "__main__": {"cli"},
+    "figures": {"vocabulary"},
+    "board": {"datamodule", "figures", "model", "sampling"},
     "vocabulary": set(),
     "wordlist": set(),
     "watchdog": set(),
     "windows": {"vocabulary"},
     "gradient": set(),
-    "faststeps": {"callbacks", "datamodule", "model", "watchdog"},
+    "faststeps": {"board", "callbacks", "datamodule", "model", "watchdog"},
     "sampling": {"vocabulary"},
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "sampling", "scoring", "vocabulary"},
     "datamodule": {"vocabulary", "windows", "wordlist"},
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
-    "export": {"model"},
-    "trainer": {"datamodule", "export", "model"},
+    "export": {"figures", "model"},
+    "trainer": {"datamodule", "export", "figures", "model"},
     "parser": set(),
     "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser"},
-    "cli": {"callbacks", "datamodule", "faststeps", "model", "parser", "predictions", "trainer", "watchdog"},
+    "cli": {"board", "callbacks", "datamodule", "faststeps", "model", "parser", "predictions", "trainer", "watchdog"},
 }
 
 
@@ -46,7 +48,7 @@ def test_imports_run_one_way(room):
             imported |= {alias.name for alias in node.names}
     ours = {name.split(".")[1] for name in imported if name.startswith("makemore_pl.")} - {"__version__"}
     assert ours <= MAY_IMPORT[room]
-    if room in ("gradient", "vocabulary", "windows", "wordlist", "sampling", "scoring"):
+    if room in ("gradient", "vocabulary", "windows", "wordlist", "sampling", "scoring", "figures"):
         assert not any(name.startswith("lightning") for name in imported)
 
 

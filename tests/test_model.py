@@ -209,8 +209,9 @@ def test_metrics_are_exact_over_the_split_whatever_the_batches(counted, rows, st
     hits = sum(int(model(x[None]).argmax()) == y for x, y in zip(X, Y.tolist(), strict=True))
     assert metrics[f"{stage}/loss"] == pytest.approx(loss, rel=1e-6)
     assert metrics[f"{stage}/perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+    assert metrics[f"{stage}/bits_per_character"] == pytest.approx(math.log2(math.exp(loss)), rel=1e-5)
     assert metrics[f"{stage}/accuracy"] == pytest.approx(hits / len(Y), rel=1e-9)
-    assert len(metrics) == 3
+    assert len(metrics) == 4
 
 
 @pytest.mark.parametrize(

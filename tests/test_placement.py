@@ -64,7 +64,7 @@ def test_validation_stays_on_its_device(counted, request):
     for number, batch in enumerate(batches(counted)):
         model.validation_step(batch, number)
     model.on_validation_epoch_end()
-    assert logged.keys() == {"val/loss", "val/perplexity", "val/accuracy"}
+    assert logged.keys() == {"val/loss", "val/perplexity", "val/bits_per_character", "val/accuracy"}
     assert {(value.device, value.dtype) for value in logged.values()} == {(ELSEWHERE, torch.float64)}
 
 

@@ -1,0 +1,142 @@
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from makemore_pl import Vocabulary, figures
+from makemore_pl.figures import draw_letters, draw_next, flatten, kind, kinds, rasterise, tokens, visible
+
+ODD = Vocabulary("".join(sorted(" '-.$\\_^|<&\"aÄéłyZ1名🙂\u0301\u200d\ud800")))
+LARGE = Vocabulary("".join(chr(0x4E00 + i) for i in range(3000)))
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The texts that are drawn."""
+    texts, outline = [], figures._outline
+    monkeypatch.setattr(figures, "_outline", lambda text, *style: (texts.append(text), outline(text, *style))[1])
+    return texts
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize(
+    ("characters", "expected"),
+    [("aeiouAÄéÅî", "vowel"), ("ybzQñçŻ", "consonant"), ("łß名🙂 '1.-я", "other")],
+)
+def test_letters_are_vowels_or_consonants_by_their_base(characters, expected):
+    assert {kind(character) for character in characters} == {expected}
+
+
+def test_what_cannot_be_drawn_goes_by_its_code_point():
+    assert [visible(x) for x in "a 名\u0301\u200d\ud800"] == ["a", "␣", "名", "U+0301", "U+200D", "U+D800"]
+    assert tokens(Vocabulary(" aéł名🙂")) == [".", "␣", "a", "é", "ł", "U+540D", "U+1F642"]
+    assert kinds(Vocabulary(" ab")) == ["boundary", "other", "vowel", "consonant"]
+
+
+def test_up_to_two_dimensions_stay_as_they_are():
+    C = torch.randn(27, 2)
+    points, share = flatten(C)
+    assert torch.equal(points, C)
+    assert share == 1
+    points, _ = flatten(C[:, :1])
+    assert torch.equal(points, torch.stack([C[:, 0], torch.zeros(27)], dim=1))
+
+
+def test_more_dimensions_lie_in_the_plane_of_most_variance():
+    C = torch.randn(40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    points, share = flatten(C)
+    variances = torch.linalg.eigvalsh(torch.cov(C.T)).flip(0)
+    torch.testing.assert_close(points.var(dim=0), variances[:2])
+    assert share == pytest.approx((variances[:2].sum() / variances.sum()).item())
+    assert points.T.cov()[0, 1].item() == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_flat_keeps_its_distances():
+    generator = torch.Generator().manual_seed(1)
+    C = torch.randn(20, 2, dtype=torch.float64, generator=generator) @ torch.randn(
+        2, 5, dtype=torch.float64, generator=generator
+    )
+    points, share = flatten(C)
+    assert share == pytest.approx(1)
+    torch.testing.assert_close(torch.cdist(points, points), torch.cdist(C, C))
+
+
+@pytest.mark.parametrize("flip", [1, -1])
+def test_the_plane_is_turned_to_where_the_points_were(flip):
+    C = torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    sin, cos = math.sin(1), math.cos(1)
+    near = flatten(C)[0] @ torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64) * torch.tensor([1, flip])
+    torch.testing.assert_close(flatten(C, near)[0], near)
+
+
+def test_equal_letters_can_be_drawn():
+    points, share = flatten(torch.ones(27, 4))
+    assert not points.any()
+    assert share == 1
+    rasterise(draw_letters(torch.ones(4, 4), Vocabulary("abc")))
+
+
+def test_the_map_says_what_it_shows(written):
+    C = torch.randn(27, 10, generator=torch.Generator().manual_seed(1))
+    image = rasterise(draw_letters(C, Vocabulary("abcdefghijklmnopqrstuvwxyz"), "step 25"))
+    assert image.dtype == np.uint8
+    assert image.shape == (560, 640, 3)
+    share = f"{flatten(C)[1]:.0%}"
+    how = f"C, 10 dimensions in the plane of the first two principal components (PCA): {share} of the variance"
+    assert {"The map of letters", how, "step 25", "vowels", "consonants", "boundary"} < set(written)
+    assert "other" not in written
+    assert set(".abcdefghijklmnopqrstuvwxyz") < set(written)
+    written.clear()
+    draw_letters(C[:, :2], Vocabulary("abcdefghijklmnopqrstuvwxyz"))
+    assert "C, 2 dimensions" in written
+
+
+def test_vowels_and_consonants_have_their_colours():
+    def has(characters, name):
+        colour = [int(figures.COLOURS[name][i : i + 2], 16) for i in (1, 3, 5)]
+        C = torch.arange(2.0 + 2 * len(characters)).view(-1, 2)
+        drawn = rasterise(draw_letters(C, Vocabulary(characters)))[100:]  # below the legend
+        return bool((drawn == colour).all(axis=2).any())
+
+    assert [has("ae", name) for name in ("vowel", "consonant", "other")] == [True, False, False]
+    assert [has("by", name) for name in ("vowel", "consonant", "other")] == [False, True, False]
+    assert [has("я", name) for name in ("vowel", "consonant", "other")] == [False, False, True]
+
+
+def test_odd_characters_are_drawn_without_a_warning(written):
+    V = len(ODD)
+    rasterise(draw_letters(torch.randn(V, 3), ODD))
+    rasterise(draw_next(torch.eye(V), [[0, 0, i] for i in range(V)], ODD))
+    assert {"U+540D", "U+1F642", "U+0301", "␣", "$", "\\", "..$", ". . U+540D"} < set(written)
+
+
+def test_of_large_alphabets_a_part_is_drawn(written):
+    rasterise(draw_letters(torch.randn(3001, 4), LARGE))
+    assert "The map of letters: the first 500 of 3,000" in written
+    assert len([text for text in written if text.startswith("U+")]) == 500
+    written.clear()
+    probabilities = torch.zeros(2, 3001)
+    probabilities[:, 100:140] = 1 / 40
+    rasterise(draw_next(probabilities, [[0], [5]], LARGE))
+    assert "probability in %, after each context (the 40 likeliest of 3,001)" in written
+    assert set(tokens(LARGE)[100:140]) <= set(written)
+    assert "U+4E90" not in written
+
+
+def test_the_heat_map_shows_probabilities(written):
+    vocabulary = Vocabulary("ab")
+    image = rasterise(draw_next(torch.tensor([[0.0, 1.0, 0.0]]), [[0, 0]], vocabulary, "step 7"))
+    assert {"What comes next", "..", "100", "step 7"} < set(written)
+    assert "0" not in written
+    # A cell is a square of some 25 pixels: the dark one holds a number, the pale ones do not.
+    dark, pale = ((image == colour).all(axis=2).sum() for colour in ([18, 44, 69], [246, 248, 250]))
+    assert 25**2 * 0.6 < dark < 26**2
+    assert 2 * 25**2 <= pale <= 2 * 26**2
