@@ -57,7 +57,8 @@ def fit_loop_clock():
 
 def fit(folder, *arguments):
     """Runs `fit` inside this process with all that it does; returns the seconds in its loop and the checkpoint."""
-    sys.argv = ["makemore_pl", "fit", "--trainer.default_root_dir", str(folder), *map(str, arguments)]
+    sys.argv = ["makemore_pl", "fit", "--trainer.default_root_dir", str(folder), "--pictures", "false"]
+    sys.argv += map(str, arguments)
     with fit_loop_clock() as took, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         cli.main()
     return took[0], max(folder.glob("lightning_logs/*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -142,7 +143,16 @@ def whole_process(folder):
         return time.perf_counter() - start + in_loop * (LECTURE_STEPS / LOOP_STEPS - 1)
 
     def ours():
-        command = [sys.executable, "-m", "makemore_pl", "fit", "--config", CONFIGS / "quick.yaml"]
+        command = [
+            sys.executable,
+            "-m",
+            "makemore_pl",
+            "fit",
+            "--config",
+            CONFIGS / "quick.yaml",
+            "--pictures",
+            "false",
+        ]
         return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder))
 
     return [measured("the same as the first, from launch to exit", notebook, ours, 8, 15)]

@@ -1,7 +1,11 @@
+import io
 import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -10,7 +14,9 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = sorted(
     {
         command.strip()
-        for command in re.findall(r"(?<!/)python -m makemore_pl ((?:fit|predict|validate|test)[^#|`\n]*)", README)
+        for command in re.findall(
+            r"(?<!/)python -m makemore_pl ((?:fit|predict|validate|test|lr_find|export)[^#|`\n]*)", README
+        )
     }
 )
 
@@ -19,21 +25,53 @@ def test_commands_are_found():
     assert len(COMMANDS) > 8
 
 
+CHAPTERS = dict(
+    re.findall(r"^\| ([^|]+) \| `python -m makemore_pl ([^`]+)` \|", README.split("## Use")[0], re.MULTILINE)
+)
+
+
+@pytest.fixture
+def folder(default_fit, monkeypatch, names, tmp_path):
+    """As the README's reader has it: after a first fit, with the recipes and a list."""
+    shutil.copytree(default_fit[0] / "lightning_logs", tmp_path / "lightning_logs")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    (tmp_path / "my_words.txt").write_text("\n".join(names[:100]), encoding="utf-8")
+    shutil.copy(tmp_path / "my_words.txt", tmp_path / "pictures.txt")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"annalise\n")))
+    return tmp_path
+
+
 @pytest.mark.parametrize("line", COMMANDS)
-def test_every_command_of_the_readme_is_understood(line, default_fit, call, monkeypatch, names, tmp_path):
-    folder = tmp_path
-    shutil.copytree(default_fit[0] / "lightning_logs", folder / "lightning_logs")
-    monkeypatch.chdir(folder)
-    (folder / "my_words.txt").write_text("\n".join(names[:100]), encoding="utf-8")
-    (folder / "configs").mkdir(exist_ok=True)
-    for recipe in (ROOT / "configs").iterdir():
-        (folder / "configs" / recipe.name).write_bytes(recipe.read_bytes())
+def test_every_command_of_the_readme_is_understood(line, folder, call):
     arguments = shlex.split(line)
-    # What takes long or needs a GPU is only parsed.
-    long = arguments[0] == "fit" and not {"--help", "last", "my_words.txt"} & set(arguments)
+    # What takes long or needs a GPU is only parsed; the chapters are run below.
+    long = (
+        (arguments[0] == "fit" and not {"--help", "last", "my_words.txt"} & set(arguments)) or arguments[0] == "lr_find"
+    )
     status, out, err = call(*arguments, *(["--print_config"] if long else []))
     assert status == 0, err
-    assert out
+    assert out or arguments[0] == "export" or "--sample.output" in arguments
+
+
+def test_the_chapters_are_found():
+    assert next(iter(CHAPTERS)) == "overfit one batch"
+    assert len(CHAPTERS) >= 7
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_every_chapter_runs(chapter, folder, call):
+    arguments = shlex.split(CHAPTERS[chapter])
+    long = {"split", "hidden", "lecture"} & {Path(argument).stem for argument in arguments}
+    if arguments[0] == "fit" and long:
+        arguments += ["--trainer.max_steps", "2000", "--trainer.val_check_interval", "1000"]
+    status, out, err = call(*arguments)
+    assert status == 0, err
+    assert len(out.split("\n")) == {"fit": 21, "predict": 51, "lr_find": 2}[arguments[0]]
+    promised = re.search(rf"`python -m makemore_pl {re.escape(CHAPTERS[chapter])}` \| .*?val ([\d.]+)", README)
+    if promised and not long:
+        (found,) = re.findall(r"val/loss ([\d.]+)", err)
+        assert float(found) == pytest.approx(float(promised[1]), abs=0.003)  # processors round differently
 
 
 def test_the_python_of_the_readme_runs(default_fit, monkeypatch, capsys):
@@ -54,6 +92,19 @@ def test_the_names_and_figures_of_the_readme_are_those_of_the_default_recipe(def
     assert float(found) == pytest.approx(float(promised), abs=0.003)  # processors round differently
     assert fit.stderr.endswith(said.replace(promised, found) + "tensorboard --logdir lightning_logs\n")
     assert re.fullmatch(r"([a-z]+\n)+\.\.\.\n", names)
+
+
+def test_the_list_of_pictures_is_made_as_the_readme_says(tmp_path):
+    (code,) = re.findall(r'python -c "\n(.*?)" > pictures.txt', README, re.DOTALL)
+    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True)
+    words = made.stdout.splitlines()
+    assert len(words) > 1500  # Unicode grows
+    assert "GRINNING FACE" in words
+
+
+def test_the_pictures_of_the_readme_are_there():
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]*)\)", README):
+        assert (ROOT / picture).stat().st_size < 100_000
 
 
 def test_the_tree_lists_every_room():
