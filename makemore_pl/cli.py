@@ -216,7 +216,7 @@ class CLI(LightningCLI):
             path, options.ckpt_path = options.ckpt_path, None
             if self.subcommand == "predict":
                 options.sample.where = self.datamodule.where
-                options.sample.check(self.model.vocabulary)  # before anything is said or written
+                options.sample.check(self.model.vocabulary, self.datamodule._path)  # before anything is said or written
             say(f"checkpoint: {path}")
 
     def before_fit(self) -> None:
@@ -260,9 +260,9 @@ class CLI(LightningCLI):
         lr, low, high = (f"{lr:.2g}" for lr in self.trainer.lr_find(**arguments))
         picture = os.path.relpath(Path(self.trainer.log_dir or self.trainer.default_root_dir, "lr_find.png"))
         say(f"learning rate {lr}, good from {low} to {high}; the curve: {picture}")
-        asked = sys.argv[sys.argv.index("lr_find") + 1 :]
-        flags = re.split(r" (?=--)", shlex.join(asked)) if asked else []
-        kept = [flag for flag in flags if not flag.startswith(("--num_steps", "--model.lr"))]
+        asked = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :])
+        flags = re.split(r" (?=--)", asked) if asked else []
+        kept = [flag for flag in flags if re.split("[ =]", flag)[0] not in ("--num_steps", "--model.lr")]
         if self.trainer.is_global_zero:
             print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
 
@@ -286,7 +286,7 @@ def refuse_numbers(trainer: Namespace) -> None:
         **dict.fromkeys(["num_nodes", "accumulate_grad_batches", "check_val_every_n_epoch"], "1 or more"),
         **dict.fromkeys(["devices", "max_steps", "max_epochs"], "1 or more, or -1 for no limit"),
         **dict.fromkeys(["log_every_n_steps", "gradient_clip_val"], "0 or more"),
-        "val_check_interval": "more than 0",
+        **dict.fromkeys(["val_check_interval", "limit_train_batches", "limit_predict_batches"], "more than 0"),
     }
     for name, range_ in expected.items():
         value = str(trainer[name])
@@ -326,6 +326,8 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> Path:
     """
     name = ckpt_path or "best"
     if name not in ("best", "last"):
+        if Path(name).is_dir():
+            raise ValueError(f"--ckpt_path {name}: is a folder; name a file in its checkpoints")
         if not Path(name).is_file():
             raise ValueError(f"--ckpt_path {name}: no such file")
         return Path(name)
@@ -362,7 +364,7 @@ def silence_stock_noise() -> None:
     """Drops the lines that Lightning prints on every run and that ask nothing of anybody; real warnings stay."""
     noise = (
         *("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_"),
-        *("Using 16bit Automatic", "Using bfloat16 Automatic"),
+        *("Using 16bit Automatic", "Using bfloat16 Automatic", "Restoring states from the", "Restored all states from"),
         "You are using a CUDA device",  # and should choose: --matmul_precision
         *("Initializing distributed: ", f"{'-' * 100}\ndistributed_backend="),
     )
@@ -373,11 +375,13 @@ def silence_stock_noise() -> None:
     ):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
     # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
-    # the third is what happens to a run that begins from a file of another; the fourth we refuse.
+    # the third is what happens to a run that begins from a file of another, the fourth to one that goes on; the fifth
+    # we refuse.
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The number of training batches .+ is smaller",
         "The dirpath has changed from",
+        "Checkpoint directory .+ exists and is not empty",
         "You passed `Trainer\\(accelerator='cpu', precision='16-mixed'\\)`",
     ]:
         warnings.filterwarnings("ignore", message)

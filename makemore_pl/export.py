@@ -32,13 +32,13 @@ def export(model: MLP, output: str | Path) -> None:
     """
     output = Path(output)
     formats = {".html": as_page, ".onnx": as_onnx, ".safetensors": as_safetensors}
-    if output.suffix not in formats:
-        raise ValueError(f"{output}: expected a name that ends in {', '.join(formats)}")
+    if output.suffix.lower() not in formats:
+        raise ValueError(f"{output}: expected a name such as playground.html, model.onnx or model.safetensors")
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}")
     if not all(tensor.isfinite().all() for tensor in model.parameters()):
         raise ValueError("the model's weights are not all finite numbers; try a smaller --model.lr")
-    content = formats[output.suffix](model)
+    content = formats[output.suffix.lower()](model)
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         try:

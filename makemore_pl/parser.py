@@ -63,7 +63,7 @@ All flags of fit's model and data apply:
 
   --data.path FILE              your own list
   --config FILE                 a recipe, such as configs/lecture.yaml
-  --trainer.max_steps N         how many learning rates to try
+  --num_steps N                 how many learning rates to try
 """,
     "export": "Writes a checkpoint in another form.\n\n"
     + NEWEST
@@ -85,7 +85,7 @@ def fail(error: object) -> NoReturn:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = f"{error.filename}: {error.strerror.lower()}"
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one's list may be another
-        print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print("error: " + explain(str(error)), file=sys.stderr, flush=True)
     sys.exit(2)
 
 
@@ -126,9 +126,13 @@ class Parser(LightningArgumentParser):
         return f"{usage}\n\nMore words like yours.\n\n{commands}\n\noptions:{options}{more}\n"
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        words = sys.argv[1:]
-        command = next((self.parsers[word] for word in words if word in self.parsers), self)
-        fail(explain(message, command._option_string_actions))
+        flags = {name: parser._option_string_actions for name, parser in self.parsers.items()}
+        command = next((word for word in sys.argv[1:] if word in flags), "")
+        if self.command is not None and (match := re.match(r"unrecognized arguments: (--[^\s=]+)", message)):
+            others = [name for name in flags if name and match[1] in flags[name]]
+            if others:
+                fail(f"{match[1]} is a flag of {_either(others)}, not of {command}")
+        fail(explain(message, flags.get(command, self._option_string_actions)))
 
 
 def explain(message: str, flags: Iterable[str] = ()) -> str:
@@ -149,8 +153,22 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"no command: expected {_either(COMMANDS)}"
     if match := re.match(r"the following arguments are required: \w+\.(\S+)", message):
         return f"--{match[1]} is missing; --help says what it is for"
-    if match := re.match(r"argument (--\S+): expected one argument", message):
+    if match := re.match(r"argument (?:-c/)?(--\S+): expected one argument", message):
         return f"{match[1]}: expected a value after it"
+    if match := re.match(r"argument (\S+) --> (\S+): ", message):
+        return f"--{match[2]}: the checkpoint has its own; leave the flag out"
+    if match := re.match(r"Subcommand '(\w+)' does not accept option '(\S+)'", message):
+        return f"--config: {match[1]} has no {match[2]}; take it out of the file, which is of another command"
+    if match := re.match(r"Option '(\S+)' is not accepted before subcommand '(\w+)'", message):
+        return f"--config with {match[1]} belongs after {match[2]}: makemore_pl {match[2]} --config FILE"
+    if "codec can't decode" in message or message.startswith("Unexpected config"):
+        return f"--config: not a recipe in YAML ({message})"
+    if match := re.search(r"Timer\(duration='(.*)'\)` is not a valid", message):
+        return f"--trainer.max_time {match[1]}: expected DD:HH:MM:SS"
+    if match := re.search(r"invalid strategy name: `strategy='(.*)'`", message):
+        return f"--trainer.strategy {match[1]}: expected auto, ddp, ddp_spawn, fsdp or another of Lightning's"
+    if match := re.search(r"invalid accelerator name: `accelerator='(.*)'`. Available names are: (.*)\.", message):
+        return f"--trainer.accelerator {match[1]}: expected {_either(['gpu', *match[2].split(', ')])}"
     if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
         return f"--config {os.path.relpath(match[1])}: no such file"
     if match := re.match(r'Parser key "([^"]*)": Unable to load config \'([^\']*)\'', message):
@@ -162,7 +180,9 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         value = re.search(r"(?:Got value|Given value): ?(.*)$", rest)
         types = re.findall(r"Expected an? (<class '[^']*'>|typing.Literal\[[^]]*\]|dot import path)", rest)
         if value is not None and types:
-            return f"--{key} {value[1]}: expected {_either(name for type in types for name in _names(type))}"
+            return (
+                f"{f'--{key} {value[1]}'.strip()}: expected {_either(name for type in types for name in _names(type))}"
+            )
         return f"--{key}: {rest}"
     return message
 

@@ -3,9 +3,9 @@
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
@@ -27,10 +27,11 @@ class Request(Sampler):
             with its end, at temperature 1), its perplexity per character, and where it stands: train, val, test, new.
         output: the file to write to; stdout if left out.
         score: score the words of this list, or of stdin (`-`), in place of drawing new ones. As `text`:
-            log-probability, perplexity and word, with tabs between.
+            log-probability, perplexity and word, with tabs between. Of the other options format and output apply.
 
     Raises:
-        ValueError: if an option of `Sampler` is out of its range, or the list to score cannot be read.
+        ValueError: if an option of `Sampler` is out of its range, the list to score cannot be read, or words are to be
+            scored and drawn.
     """
 
     def __init__(
@@ -42,6 +43,10 @@ class Request(Sampler):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if score is not None and (self.prompt or self.is_picky):
+            raise ValueError(
+                "score takes words as they are: leave out prompt, unique and novel, which are for new ones"
+            )
         self.format = format
         self.output = output
         self.words = None if score is None else read_words(score)
@@ -53,12 +58,19 @@ class Request(Sampler):
             return super().__iter__()
         return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
 
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Refuses what the model cannot read, before anything is written.
+    def check(self, vocabulary: Vocabulary, words: Path) -> None:
+        """Refuses what the model cannot read, and a file that is not to be written, before anything is.
+
+        Args:
+            vocabulary: of the model.
+            words: the list that names are looked up in.
 
         Raises:
             ValueError: if so.
         """
+        for path in [words, Path(self.score or "-")]:
+            if self.output is not None and path.exists() and Path(self.output).resolve() == path.resolve():
+                raise ValueError(f"output {self.output} is the list of words: give it another name")
         self.encode_prompt(vocabulary)
         try:
             vocabulary.encode_words(self.words or [])
@@ -82,14 +94,20 @@ class NamesWriter(Callback):
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.files = ExitStack()
+        self.partial: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the file."""
+        """Opens the file; one that is there already keeps its content until the new one is complete."""
         self.file: TextIO = sys.stdout
         if trainer.is_global_zero and self.request.output is not None:
-            file = Path(self.request.output).open("w", encoding="utf-8", newline="\n")  # noqa: SIM115 (teardown closes)
-            self.file = self.files.enter_context(file)
+            path = Path(self.request.output)
+            ordinary = path.is_file() or not path.exists()  # pipes and the like are written to as they are
+            path = path.with_name(f".{path.name}.{os.getpid()}") if ordinary else path
+            try:
+                self.file = path.open("w", encoding="utf-8", newline="\n")
+            except OSError as error:
+                raise ValueError(f"output {self.request.output}: cannot be written ({error.strerror})") from None
+            self.partial = path if ordinary else None
         if trainer.is_global_zero and self.request.format == "csv":
             self._write_csv([COLUMNS])
 
@@ -130,6 +148,16 @@ class NamesWriter(Callback):
     def _write_csv(self, rows: Any) -> None:
         csv.writer(self.file, lineterminator="\n").writerows(rows)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Closes the file, also after an error."""
-        self.files.close()
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the file in its place."""
+        if self.file is not sys.stdout:
+            self.file.close()
+        if self.partial is not None:
+            assert self.request.output is not None
+            self.partial.replace(self.request.output)
+
+    def on_exception(self, *_: Any) -> None:
+        """Leaves what was there before."""
+        if self.partial is not None:
+            self.file.close()
+            self.partial.unlink(missing_ok=True)

@@ -52,17 +52,21 @@ class Trainer(pl.Trainer):
             raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
         lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
         model.lr_at = lambda step: lrs[min(step, num_steps - 1)]  # type: ignore[method-assign]
+        if self.is_global_zero:
+            Path(self.default_root_dir).mkdir(parents=True, exist_ok=True)  # before anything can be lost
         losses = _Losses()
         self.callbacks.append(losses)  # type: ignore[attr-defined]
         self.fit_loop.epoch_loop.max_steps, self.fit_loop.max_epochs = num_steps, -1
         self.limit_val_batches = 0
         self.fit(model, datamodule)
-        found = valley(lrs, losses.values())
+        lrs = lrs[: len(losses.values)]  # time may have run out
+        found = valley(lrs, losses.values)
         if self.is_global_zero:
-            figure = draw_learning_rates(lrs, losses.values(), *found)
+            figure = draw_learning_rates(lrs, losses.values, *found)
             figure.savefig(Path(self.log_dir or self.default_root_dir, "lr_find.png"))
             if isinstance(self.logger, TensorBoardLogger):
                 self.logger.experiment.add_figure("lr_find", figure)
+                self.logger.experiment.close()
         return found
 
     def export(self, model: MLP, output: str) -> None:
@@ -77,17 +81,19 @@ class Trainer(pl.Trainer):
 
 
 class _Losses(Callback):
-    """Keeps the loss of every step, on its device."""
+    """Keeps the loss of every step: that of its last batch, where gradients are accumulated."""
 
     def __init__(self) -> None:
-        self.losses: list[torch.Tensor] = []
+        self.losses: dict[int, torch.Tensor] = {}  # by step, on their device
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Keeps one; it is that of all devices together."""
-        self.losses.append(trainer.callback_metrics["train/loss"])
+        self.losses[trainer.global_step] = trainer.callback_metrics["train/loss"]
 
+    @property
     def values(self) -> list[float]:
-        return torch.stack(self.losses).tolist()
+        """The losses after 1, 2, ... steps."""
+        return [float(loss) for step, loss in self.losses.items() if step > 0]
 
 
 def valley(lrs: Sequence[float], losses: Sequence[float]) -> Found:
@@ -112,6 +118,8 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> Found:
         (_mean([math.log(lr) for lr in lrs[start : start + size]]), _mean(losses[start : start + size]))
         for start in range(0, end - size + 1, size)
     ]
+    if not points:
+        raise ValueError("no step was taken that has a finite loss; let it train, or take a smaller model")
     fall = longest_fall([loss for _, loss in points])
     if len(fall) < 2:
         raise ValueError("the loss did not fall at any learning rate from 0.001 to 1")

@@ -182,6 +182,7 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 5, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")
@@ -422,6 +423,7 @@ def test_every_option_is_documented(command, call, monkeypatch):
     assert opening.count("\n") < 24
     assert max(map(len, opening.split("\n"))) <= 80
     named = re.findall(r"^  (--\S+)", opening, re.MULTILINE)
+    assert ("--num_steps" in named) == (command == "lr_find")
     assert len(named) >= (12 if command == "fit" else 1)
     for flag in set(named):
         assert f" {flag} " in flags, flag

@@ -49,6 +49,20 @@ def test_nothing_is_proposed_where_nothing_is_near(word):
             "--trainer.logger foo: expected a list, true or false or null",
         ),
         ("Parser key \"model\": Unable to load config 'foo' - more", "--model foo: no such file"),
+        ("argument -c/--config: expected one argument", "--config: expected a value after it"),
+        (
+            "argument model.vocabulary --> data.vocabulary: str | None is not callable",
+            "--data.vocabulary: the checkpoint has its own; leave the flag out",
+        ),
+        (
+            "Subcommand 'lr_find' does not accept option 'compile'",
+            "--config: lr_find has no compile; take it out of the file, which is of another command",
+        ),
+        (
+            "You selected an invalid strategy name: `strategy='dpp'`. It must be",
+            "--trainer.strategy dpp: expected auto, ddp, ddp_spawn, fsdp or another of Lightning's",
+        ),
+        ("Unexpected config: a", "--config: not a recipe in YAML (Unexpected config: a)"),
         ("something\n  new", "something new"),
     ],
 )

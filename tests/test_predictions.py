@@ -115,7 +115,13 @@ def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path
         (["--sample.format", "csv", "--data.path", "gone.txt"], 0, "gone.txt: cannot read this word list"),
         (["--sample.score", "odd.txt"], 0, "odd.txt: 'Zoë': character 'Z' is not among the 26 of this vocabulary"),
         (["--sample.score", "gone.txt"], 0, "gone.txt: cannot read this word list"),
-        (["--sample.output", "gone/names.txt"], 0, "gone/names.txt: no such file or directory"),
+        (["--sample.output", "gone/names.txt"], 0, "output gone/names.txt: cannot be written (No such file or dir"),
+        (["--sample.output", "odd.txt", "--data.path", "odd.txt"], 0, "output odd.txt is the list of words"),
+        (["--sample.score", "odd.txt", "--sample.unique"], 0, "score takes words as they are"),
+        (["--sample.temperature", 1e300], 0, "temperature is 1e+300: expected a number above 0, from 1e-6 to 1e6"),
+        (["--data.vocabulary", "abc"], 0, "--data.vocabulary: the checkpoint has its own; leave the flag out"),
+        (["--num_steps", 5], 0, "--num_steps is a flag of lr_find, not of predict"),
+        (["--ckpt_path", "lightning_logs"], 0, "--ckpt_path lightning_logs: is a folder"),
         (["--sample.format", "xml"], 0, "--sample.format xml: expected text, jsonl or csv"),
         (["--sample.unique", "maybe"], 0, "--sample.unique maybe: expected true or false"),
     ],
@@ -129,6 +135,24 @@ def test_what_cannot_be_is_said_in_one_line(flags, out, message, default_fit, ca
     assert len(names.split()) == out
     assert err.rstrip("\n").rpartition("\n")[2].startswith(f"error: {message}")
     assert err.count("error") == 1
+
+
+def test_a_file_keeps_its_content_until_the_new_one_is_complete(default_fit, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(default_fit[0])
+    output = tmp_path / "names.txt"
+    output.write_text("kept\n")
+    status, _, _ = call("predict", "--sample.unique", "--sample.top_k", 1, "--sample.output", output)
+    assert (status, output.read_text()) == (2, "kept\n")
+    assert call("predict", "--sample.output", output)[0] == 0
+    assert len(output.read_text().split()) == 20
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_novel_can_be_told_from_a_list_too_short_to_split(predict, tmp_path):
+    ordinary = predict("--sample.num_names", 9).split()
+    (tmp_path / "few.txt").write_text("\n".join(ordinary[:2]))
+    flags = ["--sample.num_names", 7, "--sample.novel", "--data.path", tmp_path / "few.txt"]
+    assert predict(*flags).split() == ordinary[2:]
 
 
 def test_odd_names_keep_their_characters_in_every_format(towns, call, tmp_path, monkeypatch):

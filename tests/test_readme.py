@@ -46,9 +46,9 @@ def folder(default_fit, monkeypatch, names, tmp_path):
 def test_every_command_of_the_readme_is_understood(line, folder, call):
     arguments = shlex.split(line)
     # What takes long or needs a GPU is only parsed; the chapters are run below.
-    long = (
-        (arguments[0] == "fit" and not {"--help", "last", "my_words.txt"} & set(arguments)) or arguments[0] == "lr_find"
-    )
+    long = (arguments[0] == "fit" and not {"--help", "last", "my_words.txt"} & set(arguments)) or arguments[
+        0
+    ] == "lr_find"
     status, out, err = call(*arguments, *(["--print_config"] if long else []))
     assert status == 0, err
     assert out or arguments[0] == "export" or "--sample.output" in arguments
@@ -69,6 +69,9 @@ def test_every_chapter_runs(chapter, folder, call):
     assert status == 0, err
     assert len(out.split("\n")) == {"fit": 21, "predict": 51, "lr_find": 2}[arguments[0]]
     promised = re.search(rf"`python -m makemore_pl {re.escape(CHAPTERS[chapter])}` \| .*?val ([\d.]+)", README)
+    if arguments[0] == "lr_find":
+        (promised_lr,) = re.findall(r"lr_find --config configs/lecture.yaml` \| ([\d.]+),", README)
+        assert float(out.split()[-1]) == pytest.approx(float(promised_lr), rel=0.3)
     if promised and not long:
         (found,) = re.findall(r"val/loss ([\d.]+)", err)
         assert float(found) == pytest.approx(float(promised[1]), abs=0.003)  # processors round differently

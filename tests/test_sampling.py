@@ -149,6 +149,8 @@ def test_an_unknown_character_in_the_prompt_is_named():
         ({"num_names": 0}, "num_names is 0"),
         ({"temperature": 0}, "temperature is 0"),
         ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": 1e-46}, "temperature is 1e-46"),
+        ({"temperature": 1e7}, "temperature is 1e\\+07"),
         ({"max_length": 0}, "min_length is 1: expected 1 or more, no more than max_length, 0"),
         ({"min_length": 0}, "min_length is 0"),
         ({"min_length": 5, "max_length": 4}, "min_length is 5: expected 1 or more, no more than max_length, 4"),
@@ -201,3 +203,14 @@ def test_names_that_run_out_are_said_and_none_is_lost():
     with pytest.raises(ValueError, match="5 of 10 names: no other unique one among 65,536 drawn"):
         found.extend(iter(words.__next__, None))
     assert sorted(found) == ["a", "aa", "ab", "b", "ba"]
+
+
+@pytest.mark.parametrize("options", [{"temperature": 1e-6}, {"top_p": 1e-300}, {"top_k": 1}])
+def test_at_the_edge_the_likeliest_is_left(options):
+    assert set(draw(num_names=50, max_length=3, **options)) <= {"b", "bab"}
+
+
+def test_at_the_highest_temperature_all_are_alike():
+    n = 40_000
+    found = Counter(name[0] for name in draw(num_names=n, temperature=1e6))
+    assert abs(found["a"] - n / 2) < 4.5 * (n / 4) ** 0.5

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.trainer import Trainer, longest_fall, valley
@@ -77,6 +78,8 @@ def test_lr_find_on_the_command_line(call, tmp_path, monkeypatch):
     run = Path("lightning_logs", "version_0")
     assert found.endswith(f"; the curve: {run / 'lr_find.png'}")
     assert {path.name.split(".")[0] for path in run.iterdir()} == {"lr_find", "config", "events", "hparams"}
+    events = [EventAccumulator(str(path)).Reload().Tags()["images"] for path in run.glob("events*")]
+    assert ["lr_find"] in events
     line, lr = out.strip().rsplit(" ", 1)
     expected = f"python -m makemore_pl fit --config {ROOT / 'configs' / 'quick.yaml'} --data.num_words 2000 --model.lr"
     assert line == expected
@@ -91,6 +94,17 @@ def test_what_lr_find_finds_for_the_default_recipe_trains_well(call, tmp_path, m
     status, _, err = call(*out.split()[3:])
     assert status == 0
     assert float(err.split("(val/loss ")[1].split(")")[0]) < 2.1027  # makemore part 3, the same network
+
+
+def test_steps_of_several_batches_have_one_loss_each(tmp_path):
+    data = NamesDataModule(num_words=300, batch_size=32)
+    lr, low, high = quiet(tmp_path / "new", accumulate_grad_batches=2).lr_find(MLP(hidden_size=8), data, num_steps=20)
+    assert low < lr < high
+
+
+def test_a_search_without_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no step was taken that has a finite loss"):
+        quiet(tmp_path, max_time="00:00:00:00").lr_find(MLP(hidden_size=8), NamesDataModule(num_words=100), 20)
 
 
 def test_too_few_steps_are_refused(tmp_path):
@@ -108,7 +122,7 @@ def test_export_on_the_command_line(default_fit, call, monkeypatch, tmp_path):
     assert size < 300_000
     for flags, message in [
         ([], "--output is missing; --help says what it is for"),
-        (["--output", tmp_path / "page.pdf"], f"{tmp_path / 'page.pdf'}: expected a name that ends in .html, .onnx"),
+        (["--output", tmp_path / "page.pdf"], f"{tmp_path / 'page.pdf'}: expected a name such as playground.html"),
         (["--output", "x.html", "--ckpt_path", "gone"], "--ckpt_path gone: no such file"),
     ]:
         status, out, err = call("export", *flags)
