@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install fit predict tensorboard test lint check bench gpu clean
+.PHONY: help install fit predict tensorboard test torture lint check audit bench gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -27,12 +27,21 @@ tensorboard: install ## show the curves of all runs
 test: install ## run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+torture: install ## kill runs, hurt files, and count what is lost (under ten minutes)
+	$(BIN)/python tests/torture.py $(ARGS)
+	$(BIN)/python tests/fuzz.py
+
 lint: install ## check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
 check: lint test ## what CI runs
+
+audit: install ## look the tested versions up among the known vulnerabilities, where there is a network
+	@if $(BIN)/python -c "from urllib.request import urlopen; urlopen('https://osv.dev', timeout=10)" 2>/dev/null; \
+	then $(BIN)/pip install --quiet pip-audit && $(BIN)/pip-audit --vulnerability-service osv --requirement constraints.txt --no-deps --disable-pip; \
+	else echo "audit: skipped, no source of advisories can be reached"; fi
 
 bench: install ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
 	$(BIN)/python benchmarks/run.py $(ARGS)

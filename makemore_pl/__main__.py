@@ -1,6 +1,19 @@
-"""`python -m makemore_pl`."""
+"""Starts the command line: `python -m makemore_pl`."""
 
-from makemore_pl.cli import main
+import os
+import signal
+
+
+def main() -> None:
+    """Runs the command line; the seconds of its imports end at once on Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    from makemore_pl import cli
+
+    signal.signal(signal.SIGINT, before)
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

@@ -238,7 +238,8 @@ class Board(Callback):
     def hparams(self, model: LightningModule) -> dict[str, Any]:
         """The hyperparameters of model and data that were chosen, in short."""
         chosen = {**self.data.hparams, **model.hparams}
-        chosen |= {"vocabulary": len(self.still.vocabulary), "path": self.data.hparams["path"] and self.data._path.name}
+        path = self.data.hparams["path"] and self.data.source.name
+        chosen |= {"vocabulary": len(self.still.vocabulary), "path": path}
         return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -1,14 +1,17 @@
-"""What happens around training: its progress, and the validation at its end."""
+"""What happens around training: its progress, the validation at its end, and what ends it early."""
 
+import math
 import sys
 import time
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from torch import Tensor
 
 
 class ValidateLastStep(Callback):
@@ -87,3 +90,42 @@ class Progress(ProgressBar):
         speed = (trainer.global_step - self.first_step) / (time.monotonic() - self.start)
         parts = [f"{name.split('/')[0]} {losses[name]:.4f}" for name in ("train/loss", "val/loss") if name in losses]
         return "  ".join(parts + [f"{speed:,.0f} steps/s"])
+
+
+class StopNotFinite(Callback):
+    """Ends a run whose loss is no finite number, one step later at most, and keeps it from being saved."""
+
+    def __init__(self) -> None:
+        self.noted: tuple[int, Tensor, torch.Event] | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        """Looks at a loss: on a GPU at that of the step before, so that none waits for its own.
+
+        Raises:
+            ValueError: if it is not finite.
+        """
+        # That of several devices is the same on all, so that all end.
+        loss = outputs["loss"] if trainer.world_size == 1 else trainer.callback_metrics["train/loss"]
+        if loss.device.type != "cuda":
+            self._judge(trainer.global_step, loss.item())
+            return
+        if self.noted is not None:
+            step, value, copied = self.noted
+            copied.synchronize()
+            self._judge(step, value.item())
+        value = loss.detach().to("cpu", non_blocking=True)
+        self.noted = trainer.global_step, value, torch.cuda.current_stream().record_event()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Looks at the weights, and at the loss of the validation that the checkpoint may follow.
+
+        Raises:
+            ValueError: if one is not finite.
+        """
+        val_loss = trainer.callback_metrics.get("val/loss", torch.zeros(()))
+        if not all(tensor.isfinite().all() for tensor in [*checkpoint["state_dict"].values(), val_loss]):
+            self._judge(trainer.global_step, math.nan)
+
+    def _judge(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(f"step {step:,}: the loss is {loss}; try a smaller --model.lr, or --trainer.precision 32")

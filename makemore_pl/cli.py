@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 import warnings
+from collections.abc import Mapping
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -25,11 +26,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from makemore_pl.board import Board
-from makemore_pl.callbacks import Progress, ValidateLastStep
+from makemore_pl.callbacks import Progress, StopNotFinite, ValidateLastStep
+from makemore_pl.checkpointing import CheckpointFolder, ExactResume, RunFolder, WholeCheckpoints, find
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
+from makemore_pl.interruption import Interruption, ending_quietly
+from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check, load, refuse_url
+from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.parser import COMMANDS, Parser, fail, say
+from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, say, trust
 from makemore_pl.predictions import NamesWriter, Request
 from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
@@ -47,8 +52,8 @@ TRAINER_DEFAULTS = {
 TRAINING = ["fit", "lr_find"]
 """The subcommands that read a list and train; the others take a checkpoint."""
 
-ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
-"""The hyperparameters that give the five tensors their shapes and meaning."""
+COUNTED_WORDS = 2**22
+"""Up to so many words, fit says how many are distinct; to know it of more would take too much memory."""
 
 UNASKED = {"block_size": -(2**31), "vocabulary": ""}
 """What stands for the hyperparameters that model and data share where nobody asked for them."""
@@ -95,6 +100,7 @@ class CLI(LightningCLI):
             default="highest",
             help="float32 products on GPUs: `highest` in full; `high` with TF32, `medium` with bfloat16 tensor cores",
         )
+        parser.add_argument("--trust", type=str | None, help="a module whose classes a config may name, with its code")
         if parser.command == "fit":
             parser.add_argument(
                 "--compile",
@@ -136,8 +142,10 @@ class CLI(LightningCLI):
         self.checkpoint: dict[str, Any] | None = None
         self.same_run = command == "fit" and options.ckpt_path == "last"
         if command not in TRAINING or options.get("ckpt_path") is not None:
-            options.ckpt_path = str(find_checkpoint(options.ckpt_path, options.trainer.default_root_dir))
-            self.checkpoint = read_checkpoint(options.ckpt_path)
+            options.ckpt_path, self.checkpoint = find_checkpoint(options.ckpt_path, options.trainer.default_root_dir)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the checkpoint, in which Lightning would look up a class, to us."""
 
     def before_instantiate_classes(self) -> None:
         command = self.config["subcommand"]
@@ -149,8 +157,8 @@ class CLI(LightningCLI):
         refuse_numbers(options.trainer)
         if self.checkpoint is None:
             return
-        # LightningCLI took the model's hyperparameters from the checkpoint. The data's belong to it as well (validation
-        # must not run on words that were trained on), and what was asked for wins over both where it can.
+        # The model's hyperparameters are those of the checkpoint. The data's belong to it as well (validation must not
+        # run on words that were trained on), and what was asked for wins over both where it can.
         model, data = (
             {name: value for name, value in self.asked.get(group, {}).items() if UNASKED.get(name) != value}
             for group in ("model", "data")
@@ -161,13 +169,12 @@ class CLI(LightningCLI):
                 raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; leave the flag out")
         theirs = self.checkpoint.get("datamodule_hyper_parameters", {})
         data = {name: value for name, value in theirs.items() if name not in UNASKED} | data
-        self.config = self.parser.parse_object({command: {"model": model, "data": data}}, self.config)
+        self.config = self.parser.parse_object({command: {"model": fixed | model, "data": data}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.config["subcommand"]]
         trainer = options.trainer
-        callbacks = trainer.callbacks or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        callbacks = as_list(trainer.callbacks)
         self.best: ModelCheckpoint | None = None
         callbacks.append(Settings(options.matmul_precision, options.get("compile")))
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
@@ -178,13 +185,14 @@ class CLI(LightningCLI):
             if trainer.logger in (None, True):
                 version = Path(options.ckpt_path).parent.parent.name if self.same_run else None
                 root = trainer.default_root_dir or "."
-                kwargs["logger"] = TensorBoardLogger(root, "lightning_logs", version, default_hp_metric=False)
+                kwargs["logger"] = RunFolder(root, "lightning_logs", version, default_hp_metric=False)
             if trainer.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
                 callbacks.append(Progress())
         if self.subcommand == "lr_find":
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "fit":
-            callbacks += [ValidateLastStep(), FastSteps()]
+            last: ModelCheckpoint | None = None
+            callbacks += [StopNotFinite(), ValidateLastStep(), FastSteps()]
             if trainer.logger is not False and not trainer.fast_dev_run:
                 callbacks.append(LearningRateMonitor("step"))
                 if options.pictures:
@@ -193,21 +201,30 @@ class CLI(LightningCLI):
                 checkpoint = partial(ModelCheckpoint, enable_version_counter=False, auto_insert_metric_name=False)
                 self.best = checkpoint(filename="best", monitor="val/loss")
                 # A second one: `save_last` would only follow the best, and an overfitting run goes on without it.
-                callbacks += [self.best, checkpoint(filename="last")]
+                last = checkpoint(filename="last")
+                callbacks += [CheckpointFolder(), ExactResume(), self.best, last]
+                kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
+            callbacks.append(Interruption(last))
         return cast(Trainer, super().instantiate_trainer(callbacks=callbacks, **kwargs))
 
     def after_instantiate_classes(self) -> None:
+        if self.subcommand in TRAINING and self.datamodule.is_stream and self.trainer.world_size > 1:
+            raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(self.config[self.config["subcommand"]].trainer.precision, self.trainer.strategy.root_device)
         if self.checkpoint is None:
             return
         options = self.config_init[self.config["subcommand"]]
         if self.subcommand == "fit":
             self.model.on_load_checkpoint(self.checkpoint)  # refuses another alphabet before a folder is made
-            if 0 < options.trainer.max_steps <= self.checkpoint["global_step"]:
-                raise ValueError(
-                    f"{options.ckpt_path}: this run is finished, at step {self.checkpoint['global_step']:,}; "
-                    "give a larger --trainer.max_steps to go on"
-                )
+            if "optimizer_states" not in self.checkpoint:
+                raise ValueError(f"{options.ckpt_path}: this checkpoint has no optimizer state to go on with")
+            epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            for limit, done in [("max_steps", self.checkpoint["global_step"]), ("max_epochs", epochs)]:
+                if 0 < (options.trainer[limit] or 0) <= done:
+                    raise ValueError(
+                        f"{options.ckpt_path}: this run is finished, at step {self.checkpoint['global_step']:,}; "
+                        f"give a larger --trainer.{limit} to go on"
+                    )
             options.weights_only = True  # the Trainer reads the file again, for the optimizer and the loops
         else:
             # All that is wanted are five tensors; the Trainer would look for the callbacks of the training as well.
@@ -216,13 +233,19 @@ class CLI(LightningCLI):
             path, options.ckpt_path = options.ckpt_path, None
             if self.subcommand == "predict":
                 options.sample.where = self.datamodule.where
-                options.sample.check(self.model.vocabulary, self.datamodule._path)  # before anything is said or written
+                # before anything is said or written
+                data = self.datamodule
+                options.sample.prepare(self.model.vocabulary, data.hparams["normalization"], data.source)
             say(f"checkpoint: {path}")
 
     def before_fit(self) -> None:
+        # Besides the weights, each parameter has a gradient, and two moments of AdamW's.
+        require_memory(12 * sum(parameter.numel() for parameter in self.model.parameters()), "training this model")
         if self.checkpoint is not None:
             say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
         self._say_words()
+        if isinstance(self.trainer.logger, RunFolder):
+            _ = self.trainer.logger.version  # taken here, so that processes that are spawned know of it
 
     def _say_words(self) -> None:
         data, model = self.datamodule, self.model
@@ -231,8 +254,12 @@ class CLI(LightningCLI):
         else:
             sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
             words = f"{len(data.words):,} words ({sizes})"
+            if len(data.words) <= COUNTED_WORDS:
+                words += f", {len(set(data.words)):,} distinct"
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"{words}, {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
+        if changed := describe_changes(data.changed):
+            say(f"of the list, {changed}")
 
     def after_fit(self) -> None:
         log_dir, path, loss = self.trainer.log_dir, "", None  # the folder is asked of all ranks
@@ -276,6 +303,22 @@ class CLI(LightningCLI):
         self.trainer.predict(self.model, dataloaders=self.config_init.predict.sample, return_predictions=False)
 
 
+def describe_changes(changed: Mapping[str, int]) -> str:
+    """Says what of a list was not taken as it stands; empty if all of it was."""
+    blank, space = changed.get("blank", 0), changed.get("space", 0)
+    parts = [f"{blank:,} blank line{'s' * (blank > 1)} dropped"] * (blank > 0)
+    parts += [f"the space around {space:,} word{'s' * (space > 1)} dropped"] * (space > 0)
+    for form in ("NFC", "NFD"):
+        if number := changed.get(form, 0):
+            parts.append(f"{number:,} word{'s' * (number > 1)} put into the form {form} (--data.normalization)")
+    return ", ".join(parts)
+
+
+def as_list(value: Any) -> list[Any]:
+    """What may be given alone, in a list, or not at all."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def refuse_numbers(trainer: Namespace) -> None:
     """Refuses numbers that the Trainer takes and stumbles over later.
 
@@ -297,6 +340,9 @@ def refuse_numbers(trainer: Namespace) -> None:
             if number == -1 and "-1" in range_:
                 continue
             raise ValueError(f"--trainer.{name} {value}: expected {range_}")
+    processes, most = str(trainer.devices), max(64, os.cpu_count() or 1)
+    if processes.isdecimal() and int(processes) > most:
+        raise ValueError(f"--trainer.devices {processes}: expected at most {most}, each a process of this machine")
 
 
 def refuse_precision(precision: object, device: torch.device) -> None:
@@ -314,33 +360,42 @@ def refuse_precision(precision: object, device: torch.device) -> None:
         raise ValueError(f"--trainer.precision {precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
 
 
-def find_checkpoint(ckpt_path: str | None, root: str | None) -> Path:
-    """Returns the checkpoint that is meant.
+def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
+    """Finds and reads the checkpoint that is meant. Where it is broken, the one before takes its place, and says so.
 
     Args:
         ckpt_path: a file; or `best` (as None) or `last`, of the newest run.
         root: the folder that holds `lightning_logs`; None for the current one.
 
+    Returns:
+        Its path and what it holds.
+
     Raises:
-        ValueError: if there is no such file.
+        ValueError: if there is no such file, or no whole one.
     """
     name = ckpt_path or "best"
     if name not in ("best", "last"):
+        refuse_url(name)
         if Path(name).is_dir():
             raise ValueError(f"--ckpt_path {name}: is a folder; name a file in its checkpoints")
         if not Path(name).is_file():
             raise ValueError(f"--ckpt_path {name}: no such file")
-        return Path(name)
+        return name, read_checkpoint(name)
+    problem: ValueError | None = None
+    for path in find(name, root or "."):
+        try:
+            checkpoint = read_checkpoint(str(path))
+        except (BrokenCheckpointError, FileNotFoundError) as error:
+            missing = f"the newest run, {path.parent.parent}, has no {path.name}"
+            problem = problem or (error if isinstance(error, ValueError) else ValueError(missing))
+            continue
+        if problem is not None:
+            say(f"warning: {problem}; taking {path}, step {checkpoint['global_step']:,}, in its place")
+        return str(path), checkpoint
     logs = Path(root or "") / "lightning_logs"
-    newest = max(logs.glob("version_*/checkpoints/*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
-    if newest is None:
-        raise ValueError(
-            f"no checkpoint under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
-        )
-    path = newest.with_name(f"{name}.ckpt")
-    if not path.is_file():
-        raise ValueError(f"the newest run, {path.parent.parent}, has no {name}.ckpt: name a file with --ckpt_path")
-    return path
+    raise problem or ValueError(
+        f"no checkpoint under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
+    )
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -349,14 +404,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     Raises:
         ValueError: if it is none, or not one of this project's.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # Whatever a broken file throws: a dozen types, from zip, pickle and torch.
-        raise ValueError(f"{path}: cannot read this checkpoint ({type(error).__name__})") from None
-    hparams = checkpoint.get("hyper_parameters") if isinstance(checkpoint, dict) else None
-    if not isinstance(hparams, dict) or not set(ARCHITECTURE) <= hparams.keys():
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl")
+    checkpoint = load(path)
+    check(path, checkpoint)
     return checkpoint
 
 
@@ -412,9 +461,16 @@ def main() -> None:
     silence_stock_noise()
     keep_freed_memory()
     end_with_parent()
+    with ending_quietly():
+        run()
+
+
+def run() -> None:
+    """Runs it."""
     every_parser = {"allow_abbrev": False, "prog": "makemore_pl"}
     parsers = {name: every_parser | {"command": name} for name in CLI.subcommands()}
     try:
+        trust(sys.argv[1:])
         CLI(
             MLP,
             NamesDataModule,
@@ -437,9 +493,15 @@ def main() -> None:
         reason = str(error).strip().split("\n")[-1]  # what is above is the trace of another process
         if not reason.startswith("BrokenPipeError"):
             fail(reason)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        fail(f"out of memory: {str(error).split('. ')[0] or 'try smaller sizes'}")
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):
+            fail("out of memory: try smaller sizes, or --data.batch_size")
         if type(error).__module__ != "torch._inductor.exc":
             raise
         fail(f"--compile: {error}".split("\n")[0])
-    except (ValueError, OSError, ImportError, MisconfigurationException) as error:
+    except ValueError as error:
+        fail(name_flag(str(error)))
+    except (OSError, ImportError, MisconfigurationException) as error:
         fail(error)

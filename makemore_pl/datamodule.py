@@ -1,6 +1,7 @@
 """A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, reduce
 from pathlib import Path
@@ -13,10 +14,21 @@ from torch.distributed import all_gather_object
 
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
-from makemore_pl.wordlist import default_path, hash_words, read_pieces, read_words, split_words
+from makemore_pl.wordlist import Normalization, default_path, hash_words, read_pieces, read_words, split_words
 
 EVALUATION_ROWS = 2**15
 """Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
+
+
+STREAM = "<stdin>"
+"""What a checkpoint keeps as the path of a list that was read from a pipe and cannot be read again."""
+
+
+def is_stream(path: Path) -> bool:
+    """Whether a list can be read once only: stdin (`-`), a pipe, a device."""
+    if str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/")):
+        return True  # also where they lead to a file: in another process, they lead elsewhere
+    return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 class Batches:
@@ -54,7 +66,9 @@ class Batches:
         self.resumed = False
         self.order: Tensor | None = None  # of the rows, in the epoch of that number
         self.ordered = -1
-        self.before_batch: Callable[[], None] | None = None  # may `take` batches ahead of the one that comes next
+        # Called before each batch, between two steps, and again while one of them says that it is not done yet: they
+        # may `take` batches ahead of the one that comes next.
+        self.before_batch: list[Callable[[], object]] = []
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -63,14 +77,18 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """Gives one epoch, or what is left of the one that was resumed."""
         if not self.resumed:
-            self.step = -(-self.step // len(self)) * len(self)  # the last epoch may have been cut short
+            self.step = self.next_epoch()  # the last one may have been cut short
         self.resumed = False
         end = (self.step // len(self) + 1) * len(self)
         while self.step < end:
-            if self.before_batch is not None:
-                self.before_batch()
+            while any(hook() for hook in self.before_batch):
+                pass
             rows = self._rows()  # counts the step before the batch leaves: nothing after the last yield is sure to run
             yield tuple(tensor[rows] for tensor in self.tensors)
+
+    def next_epoch(self) -> int:
+        """The step that the next epoch begins with; this one if it begins one."""
+        return -(-self.step // len(self)) * len(self)
 
     def take(self, batches: int) -> tuple[Tensor, ...]:
         """Takes the next batches out of turn, each of full size and all of this epoch, unless it has but one.
@@ -123,7 +141,10 @@ class NamesDataModule(LightningDataModule):
     """Turns a list of words into windows.
 
     Args:
-        path: a list of words, one a line, in UTF-8; the 32,033 names of names.txt if left out.
+        path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if left out.
+        normalization: the Unicode form that words are put into, so that letters which look the same are the same:
+            `NFC` has é as one character, `NFD` as two (and Korean in letters); `none` leaves words as they are.
+        max_word_length: characters that a word may have.
         num_words: use the first so many words of the list; all if left out.
         vocabulary: the characters, sorted, in one string; those of the list if left out.
         block_size: T, how many characters a context holds.
@@ -158,9 +179,12 @@ class NamesDataModule(LightningDataModule):
         split: Literal["shuffled", "hashed"] = "shuffled",
         split_seed: int = 42,
         order_seed: int = 2147483647,
+        normalization: Normalization = "NFC",
+        max_word_length: int = 1000,
     ) -> None:
         super().__init__()
-        for name, size in [("num_words", num_words), ("block_size", block_size), ("batch_size", batch_size)]:
+        sizes = {"num_words": num_words, "block_size": block_size, "batch_size": batch_size}
+        for name, size in [*sizes.items(), ("max_word_length", max_word_length)]:
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}: expected 1 or more")
         if counted and (batch_size or replacement):
@@ -170,18 +194,30 @@ class NamesDataModule(LightningDataModule):
             )
         if counted is None:
             counted = not (batch_size or replacement)
-        self._path = Path(path or default_path())
-        if path is not None:
-            path = str(Path(path).absolute())  # the checkpoint keeps it, and may be used from another folder
+        self.source = Path(path or default_path())
+        self.is_stream = is_stream(self.source)
+        if path is not None:  # the checkpoint keeps it, and may be used from another folder
+            path = STREAM if self.is_stream else str(Path(path).absolute())
         # Kept for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False)
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
-        if self.in_pieces and self._path.exists() and not self._path.is_file():
-            raise ValueError(f"{self._path}: a list in pieces is read more than once, so it must be a file")
+        self.changed: Counter[str] = Counter()  # what of the list was not taken as it stands
+        if self.in_pieces and self.is_stream:
+            raise ValueError(f"{self.source}: a list in pieces is read more than once, so it must be a file")
+
+    @property
+    def _path(self) -> Path:
+        if str(self.source) == STREAM:
+            raise ValueError("the list of this run came from stdin, which is read once: name a file with --data.path")
+        return self.source
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        return {name: self.hparams[name] for name in ("normalization", "max_word_length")}
 
     @cached_property
     def _list(self) -> list[str]:
-        return read_words(self._path)
+        return read_words(self._path, **self._rules, changed=self.changed)
 
     @property
     def words(self) -> list[str]:
@@ -206,7 +242,7 @@ class NamesDataModule(LightningDataModule):
         if not self.in_pieces:
             return [self._places.get(word, "new") for word in words]
         wanted, found = set(words), set[str]()
-        for piece in read_pieces(self._path):
+        for piece in read_pieces(self._path, **self._rules):
             found |= wanted.intersection(piece)
         places = self._by_word(self._split(list(found)))
         return [places.get(word, "new") for word in words]
@@ -238,7 +274,7 @@ class NamesDataModule(LightningDataModule):
         given = self.hparams["vocabulary"]
         if given is not None:
             return Vocabulary(given)
-        pieces = read_pieces(self._path) if self.in_pieces else [self._list]
+        pieces = read_pieces(self._path, **self._rules, changed=self.changed) if self.in_pieces else [self._list]
         characters: set[str] = set().union(*(set("".join(piece)) for piece in pieces))
         if not characters:
             raise ValueError(f"{self._path}: no words in this list; expected one a line")
@@ -266,7 +302,7 @@ class NamesDataModule(LightningDataModule):
         try:
             pieces: Iterable[dict[str, list[str]]]
             if self.in_pieces:
-                pieces = map(self._split, read_pieces(self._path, rank, world_size))
+                pieces = map(self._split, read_pieces(self._path, rank, world_size, **self._rules))
             else:
                 pieces = [{split: self.splits[split][rank::world_size] for split in splits}]
             V, T = len(self.vocabulary), self.hparams["block_size"]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from makemore_pl.figures import flatten
+from makemore_pl.loading import ARCHITECTURE
 from makemore_pl.model import MLP
 
 
@@ -121,8 +122,7 @@ def no_word_of_torchvision(record: logging.LogRecord) -> bool:
 
 def architecture(model: MLP) -> dict[str, Any]:
     """The hyperparameters that give the five tensors their shapes and meaning."""
-    names = ("vocabulary", "block_size", "embedding_dim", "hidden_size")
-    return {name: model.hparams[name] for name in names}
+    return {name: model.hparams[name] for name in ARCHITECTURE}
 
 
 def metadata(model: MLP) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """The steps that nobody watches at the speed of a plain loop, under the Trainer."""
 
+import copy
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
@@ -8,7 +10,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from makemore_pl.board import Board
-from makemore_pl.callbacks import ValidateLastStep
+from makemore_pl.callbacks import StopNotFinite, ValidateLastStep
 from makemore_pl.datamodule import Batches
 from makemore_pl.model import MLP
 from makemore_pl.watchdog import Watchdog
@@ -29,7 +31,16 @@ BATCH_HOOKS = (
 )
 EPOCH_HOOKS = ("on_train_epoch_start", "on_train_epoch_end")
 
-MAY_MISS_STEPS = (Board, LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer, ValidateLastStep, Watchdog)
+MAY_MISS_STEPS = (
+    Board,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    StopNotFinite,
+    Timer,
+    ValidateLastStep,
+    Watchdog,
+)
 """Callbacks with such hooks that do something only at watched steps."""
 
 
@@ -45,6 +56,7 @@ class FastSteps(Callback):
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
+        self.failed = False  # the weights were not finite after some of them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Has the loader ask before each batch."""
@@ -57,22 +69,30 @@ class FastSteps(Callback):
         if reason:
             rank_zero_info(f"fast steps are off: {reason}")
         else:
-            loader.before_batch = lambda: self.run_ahead(trainer, pl_module, loader)
+            loader.before_batch.append(lambda: self.run_ahead(trainer, pl_module, loader))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the threads back."""
         torch.set_num_threads(self.threads)
 
-    def run_ahead(self, trainer: Trainer, model: MLP, loader: Batches) -> None:
-        """Takes the unwatched steps before the next watched one."""
-        ahead = steps_to_watched(trainer) - 1
-        while ahead > 0:
-            steps = min(ahead, max(1, ROWS_AT_ONCE // loader.batch_size))
+    def run_ahead(self, trainer: Trainer, model: MLP, loader: Batches) -> bool:
+        """Takes some of the unwatched steps before the next watched one; says whether there are more."""
+        ahead = 0 if self.failed else steps_to_watched(trainer) - 1
+        steps = min(ahead, max(1, ROWS_AT_ONCE // loader.batch_size))
+        if steps > 0:
+            (optimizer,), begin = trainer.optimizers, loader.step
+            before = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
             X, Y = trainer.precision_plugin.convert_input(loader.take(steps))
             model.train_on(X, Y)
+            if not all(parameter.isfinite().all() for parameter in model.parameters()):
+                # Once more and one by one, so that the step that did it is known to all who watch.
+                model.load_state_dict(before[0])
+                optimizer.load_state_dict(before[1])
+                loader.step, self.failed = begin, True
+                return True
             count_steps(trainer, steps)
-            ahead -= steps
         model.set_lr()
+        return steps < ahead
 
 
 def one_step_epochs(trainer: Trainer) -> bool:

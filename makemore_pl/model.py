@@ -6,7 +6,8 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 import math
 import string
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 
 from makemore_pl.gradient import sgd_steps, tanh_
+from makemore_pl.loading import check, load
+from makemore_pl.memory import require_memory
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.scoring import score_words
 from makemore_pl.vocabulary import Vocabulary
@@ -40,7 +43,7 @@ class MLP(LightningModule):
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
 
     Raises:
-        ValueError: if a size is below 1, or lr or weight_decay is below 0.
+        ValueError: if a size is below 1 or beyond this machine's memory, or another number is out of its range.
     """
 
     def __init__(
@@ -63,11 +66,14 @@ class MLP(LightningModule):
         for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value:g}: expected 0 or more")
+        if not -(2**63) <= seed < 2**63:
+            raise ValueError(f"seed is {seed}: expected a number of 64 bits, with its sign")
         self.save_hyperparameters()
         self.vocabulary = Vocabulary(vocabulary)
         self.block_size = block_size
 
         V, T, E, H = len(self.vocabulary), block_size, embedding_dim, hidden_size
+        require_memory(4 * (V * E + T * E * H + H + H * V + V), "a model of these sizes")
         g = torch.Generator().manual_seed(seed)
         C = torch.randn((V, E), generator=g)
         W1 = torch.randn((T * E, H), generator=g)
@@ -217,6 +223,28 @@ class MLP(LightningModule):
 
     def _draw(self, sampler: Sampler) -> Draw:
         return Draw(sampler, self, self.vocabulary, self.block_size, self.device)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        weights_only: Literal[True] = True,
+        **hparams: Any,
+    ) -> Self:
+        """Loads a model as it was saved, but for the hyperparameters that are given. No code runs from the file.
+
+        Raises:
+            ValueError: if it is not a checkpoint of this project, or broken.
+        """
+        if not weights_only:
+            raise ValueError("weights_only is False: expected True, as no code is run from a file")
+        checkpoint = load(checkpoint_path)
+        check(checkpoint_path, checkpoint)
+        model = cls(**checkpoint["hyper_parameters"] | hparams)
+        model.load_state_dict(checkpoint["state_dict"])
+        return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Holds a resumed run to its own alphabet, and to the weight decay that was asked for."""

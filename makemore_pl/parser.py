@@ -1,19 +1,50 @@
 """How the command line speaks: help that opens with what matters, and mistakes answered in one line."""
 
+import contextlib
 import difflib
 import os
 import re
 import sys
-from collections.abc import Iterable
+from argparse import ArgumentError, ArgumentParser
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NoReturn
 
-from jsonargparse import set_parsing_settings
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import get_loader, set_loader, set_parsing_settings
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemore_pl import __version__
 
-set_parsing_settings(add_print_completion_argument=True)
+CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "loggers", "plugins", "profilers")]
+CLASSES += ["lightning.pytorch.strategies", "lightning.fabric.plugins", "makemore_pl", "torchmetrics"]
+"""Where the classes come from that a config may name. All of torch would not do: some of it runs commands."""
+
+set_parsing_settings(
+    add_print_completion_argument=True,
+    config_read_mode_fsspec_enabled=False,  # Lightning has it fetch configs from anywhere
+    config_read_mode_urls_enabled=False,
+    import_path_denylist=["*"],
+    import_path_allowlist=CLASSES,
+    instantiate_subclass_spec_in_any=False,  # else any class would do where any value does
+)
+
+load_yaml = get_loader("yaml")
+
+
+def load_plain(text: str) -> Any:
+    """Reads YAML that means no more than it says: a few aliases could stand for more than fits into any memory."""
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not taken; write out what they stand for")
+        if depth > 100:
+            raise yaml.YAMLError("more than a hundred lists or groups inside of each other")
+    return load_yaml(text)
+
+
+set_loader("yaml", load_plain, (yaml.YAMLError,))
 
 COMMANDS = {
     "fit": "train on a list of words, then print new ones",
@@ -135,6 +166,14 @@ class Parser(LightningArgumentParser):
         fail(explain(message, flags.get(command, self._option_string_actions)))
 
 
+def trust(words: Sequence[str]) -> None:
+    """Lets configs name classes of the modules that the command line trusts: `--trust my_callbacks`."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--trust", action="append", default=[])
+    with contextlib.suppress(ArgumentError):  # said again by the real parser
+        set_parsing_settings(import_path_allowlist=parser.parse_known_args(words)[0].trust)
+
+
 def explain(message: str, flags: Iterable[str] = ()) -> str:
     """Says in plain words what jsonargparse found wrong.
 
@@ -155,6 +194,8 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"--{match[1]} is missing; --help says what it is for"
     if match := re.match(r"argument (?:-c/)?(--\S+): expected one argument", message):
         return f"{match[1]}: expected a value after it"
+    if match := re.search(r"""(?:Path|File) does not exist: '([^']*://[^']*)'""", message):
+        return f"{match[1]}: this is an address, and nothing is fetched; download it and name the file"
     if match := re.match(r"argument (\S+) --> (\S+): ", message):
         return f"--{match[2]}: the checkpoint has its own; leave the flag out"
     if match := re.match(r"Subcommand '(\w+)' does not accept option '(\S+)'", message):
@@ -171,6 +212,10 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"--trainer.accelerator {match[1]}: expected {_either(['gpu', *match[2].split(', ')])}"
     if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
         return f"--config {os.path.relpath(match[1])}: no such file"
+    if match := re.match(r"Problems parsing config: (.*)", message):
+        return f"--config: {match[1]}"
+    if match := re.search(r"Importing '(\S+)' is not allowed", message):
+        return f"{match[1]}: a config cannot have that imported; if you trust it, --trust {match[1].partition('.')[0]}"
     if match := re.match(r'Parser key "([^"]*)": Unable to load config \'([^\']*)\'', message):
         return f"--{match[1]} {match[2]}: no such file"
     if match := re.match(r'Linked "([^"]*)" must be given via "([^"]*)"', message):
@@ -185,6 +230,15 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
             )
         return f"--{key}: {rest}"
     return message
+
+
+def name_flag(message: str) -> str:
+    """Says `--model.lr -1: expected ...` on the command line where Python says `lr is -1: expected ...`."""
+    command = next((Parser.parsers[word] for word in sys.argv[1:] if word in Parser.parsers), None)
+    if command is None or not (match := re.match(r"(\w+) is (\S+): expected ", message)):
+        return message
+    flags = [flag for flag in command._option_string_actions if _end(flag) == match[1]]
+    return f"{flags[0]} {match[2]}: expected {message[match.end() :]}" if flags else message
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from torch.distributed import recv_object_list, send_object_list
 
 from makemore_pl.sampling import CHUNK, Sampler
 from makemore_pl.vocabulary import Vocabulary
-from makemore_pl.wordlist import read_words
+from makemore_pl.wordlist import Normalization, normalize, read_words
 
 COLUMNS = ["name", "log_probability", "perplexity", "where"]
 
@@ -30,8 +30,7 @@ class Request(Sampler):
             log-probability, perplexity and word, with tabs between. Of the other options format and output apply.
 
     Raises:
-        ValueError: if an option of `Sampler` is out of its range, the list to score cannot be read, or words are to be
-            scored and drawn.
+        ValueError: if an option of `Sampler` is out of its range, or words are to be scored and drawn.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class Request(Sampler):
             )
         self.format = format
         self.output = output
-        self.words = None if score is None else read_words(score)
+        self.words: list[str] | None = None
         self.score = score
 
     def __iter__(self) -> Iterator[Any]:
@@ -58,19 +57,24 @@ class Request(Sampler):
             return super().__iter__()
         return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
 
-    def check(self, vocabulary: Vocabulary, words: Path) -> None:
-        """Refuses what the model cannot read, and a file that is not to be written, before anything is.
+    def prepare(self, vocabulary: Vocabulary, normalization: Normalization, source: Path) -> None:
+        """Puts prompt and words into the form of the list.
+
+        Refuses what the model cannot read, and a file that is not to be written, before anything is.
 
         Args:
             vocabulary: of the model.
-            words: the list that names are looked up in.
+            normalization: the Unicode form of its list.
+            source: the list that names are looked up in.
 
         Raises:
-            ValueError: if so.
+            ValueError: if so, or the list to score cannot be read.
         """
-        for path in [words, Path(self.score or "-")]:
+        self.prompt = normalize(self.prompt, normalization)
+        for path in [source, Path(self.score or "-")]:
             if self.output is not None and path.exists() and Path(self.output).resolve() == path.resolve():
                 raise ValueError(f"output {self.output} is the list of words: give it another name")
+        self.words = None if self.score is None else read_words(self.score, normalization)
         self.encode_prompt(vocabulary)
         try:
             vocabulary.encode_words(self.words or [])
@@ -81,7 +85,7 @@ class Request(Sampler):
                 self.where([""])
             except ValueError as error:
                 raise ValueError(
-                    f"{error}: novel, jsonl and csv look names up there; name the list with --data.path"
+                    f"{error} (novel, jsonl and csv look names up there; --data.path names another)"
                 ) from None
 
 

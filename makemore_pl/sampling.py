@@ -61,8 +61,8 @@ class Sampler:
     ) -> None:
         if num_names < 1:
             raise ValueError(f"num_names is {num_names}: expected 1 or more")
-        if not 1e-6 <= temperature <= 1e6:
-            raise ValueError(f"temperature is {temperature:g}: expected a number above 0, from 1e-6 to 1e6")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature is {temperature:g}: expected a number above 0")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}: expected 1 or more")
         if not 0 < top_p <= 1:
@@ -158,7 +158,8 @@ class Draw:
         logits = self.next_logits(context).float()
         if not may_end:
             logits[:, BOUNDARY].fill_(-torch.inf)
-        logits = (logits - logits.amax(dim=1, keepdim=True)) / self.sampler.temperature
+        temperature = min(max(self.sampler.temperature, 1e-30), 1e30)  # others would be 0 or infinite in float32
+        logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
         if self.sampler.top_k is not None:
             least = logits.topk(min(self.sampler.top_k, logits.shape[1])).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -166,7 +167,7 @@ class Draw:
         if self.sampler.top_p < 1:
             likeliest, place = probabilities.sort(dim=1, descending=True, stable=True)
             spare = likeliest.cumsum(dim=1) - likeliest >= self.sampler.top_p  # enough without this one
-            spare[:, 0].fill_(False)
+            spare[:, 0].fill_(False)  # also where top_p is 0 in float32
             probabilities = probabilities.masked_fill(torch.zeros_like(spare).scatter(1, place, spare), 0.0)
         return probabilities.cumsum(dim=1)
 

@@ -44,12 +44,12 @@ class Trainer(pl.Trainer):
             The suggestion, and the lowest and highest that look good.
 
         Raises:
-            ValueError: if there are fewer than two steps, or the loss never falls.
+            ValueError: if there are fewer than two steps or more than a million, or the loss never falls.
         """
         if num_steps is None:
             num_steps = 200 if datamodule.takes_all else 1000
-        if num_steps < 2:
-            raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
+        if not 2 <= num_steps <= 10**6:
+            raise ValueError(f"num_steps is {num_steps}: expected 2 to 1,000,000")
         lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
         model.lr_at = lambda step: lrs[min(step, num_steps - 1)]  # type: ignore[method-assign]
         if self.is_global_zero:

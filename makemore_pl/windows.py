@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from makemore_pl.memory import require_memory
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 
 WORDS_PER_PART = 2**17
@@ -29,11 +30,12 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
         X (N, T) int64 contexts and Y (N,) int64 next characters.
 
     Raises:
-        ValueError: if block_size < 1, or a character is not in the vocabulary.
+        ValueError: if block_size < 1 or beyond this machine's memory, or a character is not in the vocabulary.
     """
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}: expected 1 or more")
     Y = vocabulary.encode_words(words)
+    require_memory(8 * len(Y) * block_size, f"windows of {block_size:,} characters")
     X = torch.zeros(len(Y), block_size, dtype=torch.int64)
     # The column t is the column to its right, one step earlier, cut off where the word begins.
     begins = torch.zeros(len(Y), dtype=torch.bool)
@@ -67,6 +69,7 @@ def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
         The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) int64.
     """
     contexts, row = _group(X, vocab_size)
+    require_memory(16 * len(contexts) * vocab_size, f"the counts of {len(contexts):,} contexts")
     counts = torch.bincount(row * vocab_size + Y, minlength=len(contexts) * vocab_size)
     return contexts, counts.view(-1, vocab_size)
 

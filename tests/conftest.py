@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,9 @@ import pytest
 from makemore_pl import cli
 
 ROOT = Path(__file__).parent.parent
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -70,9 +74,16 @@ def towns(tmp_path_factory):
     return path, words
 
 
+@pytest.fixture
+def browser(chromium):
+    """A browser without a window: a selenium driver. Mark what uses it with `browser`."""
+    yield chromium
+    chromium.get("about:blank")  # what moves on a page would keep a core busy for the rest of the tests
+
+
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """A browser without a window, once for all tests: a selenium driver. Mark what uses it with `browser`."""
+def chromium(tmp_path_factory):
+    """One browser for all tests."""
     webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'makemore_pl[dev]'")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     chromedriver = shutil.which("chromedriver")

@@ -202,7 +202,6 @@ def hurt(folder, fault, whom):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
     for number, case in enumerate([*CASES, *HEALTHY]):

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from makemore_pl import MLP, NamesDataModule, Sampler
-from makemore_pl.callbacks import NamesWriter
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.predictions import NamesWriter, Request
 from makemore_pl.sampling import CHUNK
 
 MODEL = {"hidden_size": 17, "embedding_dim": 5}
@@ -86,8 +86,9 @@ def train(folder, ranks, precision, data, model, max_steps=STEPS, ckpt_path=None
 
 def predict(folder, ranks):
     folder.mkdir(parents=True)
+    request = Request(**SAMPLER)
     with (folder / "names.txt").open("w") as file, redirect_stdout(file):
-        trainer(folder, ranks, callbacks=[NamesWriter()]).predict(MLP(), Sampler(**SAMPLER), return_predictions=False)
+        trainer(folder, ranks, callbacks=[NamesWriter(request)]).predict(MLP(), request, return_predictions=False)
 
 
 if __name__ == "__main__":

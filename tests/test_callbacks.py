@@ -3,11 +3,14 @@ import re
 from functools import partial
 
 import pytest
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
 from makemore_pl import MLP, NamesDataModule, callbacks
-from makemore_pl.callbacks import Progress, ValidateLastStep
+from makemore_pl.callbacks import Progress, StopNotFinite, ValidateLastStep
+from makemore_pl.faststeps import FastSteps
 
 
 class Record(Callback):
@@ -57,3 +60,48 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
     fit(tmp_path, progress, ValidateLastStep(), max_steps=10)
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", screen.getvalue())
     assert progress.bar is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run(bad, precision, tmp_path, monkeypatch):
+    loss, calls = MLP.loss, []
+
+    def break_at_the_tenth(logits, Y, reduction="mean"):
+        if torch.is_grad_enabled():
+            calls.append(1)
+        return loss(logits, Y, reduction) * (bad if len(calls) == 10 and torch.is_grad_enabled() else 1)
+
+    monkeypatch.setattr(MLP, "loss", staticmethod(break_at_the_tenth))
+    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    with pytest.raises(ValueError, match=rf"^step 10: the loss is {bad}; try a smaller --model.lr, or"):
+        quiet = {"enable_progress_bar": False, "enable_checkpointing": True}
+        fit(tmp_path, StopNotFinite(), last, precision=precision, max_steps=30, **quiet)
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 8
+    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize("model", [{"optimizer": "sgd"}, {}])
+def test_a_loss_that_is_no_number_is_found_among_fast_steps(model, tmp_path, monkeypatch):
+    """The learning rate of the 30th step throws the weights out of all numbers, so the 31st has a loss that is none."""
+    monkeypatch.setattr(MLP, "lr_at", lambda self, step: 1e38 if step == 29 else 0.01)
+    monkeypatch.setitem(globals(), "MLP", partial(MLP, **model))
+    monkeypatch.setattr("makemore_pl.faststeps.MLP", MLP.func)
+    taken, train_on = [], MLP.func.train_on
+    monkeypatch.setattr(MLP.func, "train_on", lambda self, X, Y: (taken.append(len(X)), train_on(self, X, Y)))
+    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    with pytest.raises(ValueError, match=r"^step 31: the loss is nan"):
+        quiet = {"enable_progress_bar": False, "enable_checkpointing": True, "log_every_n_steps": 1000}
+        fit(tmp_path, StopNotFinite(), FastSteps(), last, max_steps=100, val_check_interval=25, **quiet)
+    assert taken
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 25
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+    """The step before the loss shows it: a validation comes between."""
+    monkeypatch.setattr(MLP, "lr_at", lambda self, step: 1e38 if step == 7 else 0.01)
+    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
+    with pytest.raises(ValueError, match=r"^step 8: the loss is nan"):
+        fit(tmp_path, StopNotFinite(), last, max_steps=30, enable_progress_bar=False, enable_checkpointing=True)
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4

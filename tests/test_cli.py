@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import notebook
@@ -55,7 +56,9 @@ def test_fit_ends_with_names_and_the_way_on(default_fit):
     assert all(name.isascii() and name.isalpha() for name in fit.stdout.split())
     path = Path("lightning_logs", "version_0", "checkpoints", "best.ckpt")
     first, *progress, checkpoint, names, curves = fit.stderr.rstrip("\n").split("\n")
-    assert first == "32,033 words (25,626 train / 3,203 val / 3,204 test), 26 characters, 11,897 parameters"
+    assert first == (
+        "32,033 words (25,626 train / 3,203 val / 3,204 test), 29,494 distinct, 26 characters, 11,897 parameters"
+    )
     assert progress
     assert all(line.startswith("step ") for line in progress)
     assert checkpoint.startswith(f"checkpoint: {path} (val/loss 2.0")
@@ -170,6 +173,74 @@ def test_a_list_of_ones_own(folder, call, towns):
     assert all(name.startswith("名") for name in out.split("\n")[:-1])
 
 
+def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
+    (folder / "list.txt").write_bytes("\r\n Zoe\u0308 \r\n".encode() + "Zoë\nZoé\n".encode() * 20)
+    status, _, err = call("fit", "--data.path", "list.txt", *QUICK)
+    assert status == 0
+    assert err.startswith(
+        "41 words (32 train / 4 val / 5 test), 2 distinct, 4 characters, 343 parameters\n"
+        "of the list, 1 blank line dropped, the space around 1 word dropped, 1 word put into the form NFC "
+        "(--data.normalization)\nstep "
+    )
+    assert err.count("\n") == 6
+    (folder / "score.txt").write_text("Zoe\u0301\n", encoding="utf-8")
+    assert call("predict", "--sample.score", "score.txt")[1].endswith("\tZoé\n")
+    assert call("predict", "--sample.prompt", "Zoe\u0301", "--sample.num_names", 1)[1].startswith("Zoé")
+
+    assert call("fit", "--data.path", "list.txt", *QUICK, "--data.normalization", "NFD")[0] == 0
+    checkpoint = torch.load("lightning_logs/version_1/checkpoints/best.ckpt", weights_only=True)
+    assert checkpoint["hyper_parameters"]["vocabulary"] == "Zeo\u0301\u0308"
+    assert checkpoint["datamodule_hyper_parameters"]["normalization"] == "NFD"
+    assert call("validate")[0] == 0
+    assert call("predict", "--sample.score", "score.txt")[1].endswith("\tZoe\u0301\n")
+
+
+@pytest.fixture
+def piped(folder, towns, monkeypatch):
+    """Gives the towns through a pipe, and the name to read it by."""
+
+    def pipe(name):
+        if name == "a pipe.txt":
+            os.mkfifo(folder / name)
+            threading.Thread(target=lambda: (folder / name).write_bytes(towns[0].read_bytes()), daemon=True).start()
+            return name
+        read, write = os.pipe()
+        os.write(write, towns[0].read_bytes())
+        os.close(write)
+        monkeypatch.setattr("sys.stdin", os.fdopen(read, encoding="utf-8"))
+        return name.format(read)
+
+    return pipe
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+@pytest.mark.parametrize("name", ["-", "a pipe.txt", "/dev/fd/{}"])
+def test_a_list_may_come_from_a_pipe(name, call, piped):
+    status, _, err = call("fit", "--data.path", piped(name), *QUICK)
+    assert status == 0, err
+    assert err.startswith("30 words (24 train / 3 val / 3 test), 10 distinct, ")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
+    assert call("fit", "--data.path", piped("-"), *QUICK)[0] == 0
+    gone = "error: the list of this run came from stdin, which is read once: name a file with --data.path"
+    status, _, err = call("validate")
+    assert (status, err.split("\n")[1:]) == (2, [gone, ""])
+    assert call("test", "--data.path", towns[0])[0] == 0
+    status, _, err = call("predict", "--sample.novel")
+    assert (status, err) == (2, f"{gone} (novel, jsonl and csv look names up there; --data.path names another)\n")
+
+    status, _, err = call("lr_find", "--data.path", piped("-"), "--num_steps", 20, *QUICK[2:])
+    assert status == 0, err
+    several = ["--trainer.devices", 2, "--trainer.strategy", "ddp", "--trainer.accelerator", "cpu"]
+    status, _, err = call("fit", "--data.path", piped("-"), *several)
+    only = "error: a list from stdin is read by one process: save it to a file, or --trainer.devices 1\n"
+    assert (status, err) == (2, only)
+    status, _, err = call("fit", "--data.path", "-", "--data.split", "hashed")
+    assert (status, err) == (2, "error: -: a list in pieces is read more than once, so it must be a file\n")
+
+
 def test_a_resumed_fit_goes_on(folder, call):
     words = ["--data.num_words", 50, "--model.schedule", "constant"]
     assert call("fit", *words, *QUICK)[0] == 0
@@ -218,18 +289,20 @@ def test_a_run_without_validation_is_saved_too(folder, call):
     assert status == 0, err
     assert "checkpoint: lightning_logs/version_0/checkpoints/last.ckpt\n" in err
     status, _, err = call("predict")
-    assert (status, err) == (
-        2,
-        "error: the newest run, lightning_logs/version_0, has no best.ckpt: name a file with --ckpt_path\n",
-    )
-    assert call("predict", "--ckpt_path", "last")[0] == 0
+    folder = "lightning_logs/version_0"
+    assert status == 0
+    assert err.splitlines() == [
+        f"warning: the newest run, {folder}, has no best.ckpt; "
+        f"taking {folder}/checkpoints/last.ckpt, step 4, in its place",
+        f"checkpoint: {folder}/checkpoints/last.ckpt",
+    ]
 
 
 def test_a_diverged_run_says_so(folder, call):
     wild = ["--model.optimizer", "sgd", "--model.lr", 1e38, "--model.schedule", "constant"]
     status, out, err = call("fit", "--data.num_words", 50, *QUICK, *wild)
     assert (status, out) == (2, "")
-    assert err.endswith("error: the validation loss was never a finite number; try a smaller --model.lr\n")
+    assert err.endswith("error: step 2: the loss is nan; try a smaller --model.lr, or --trainer.precision 32\n")
 
 
 def test_callbacks_of_ones_own_come_beside_ours(folder, call):
@@ -319,14 +392,14 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--data.path", "empty.txt"], "empty.txt: no words in this list; expected one a line"),
         (
             ["fit", "--data.path", "latin1.txt"],
-            "latin1.txt, line 2: byte 0xeb is not UTF-8; save the list as UTF-8 and try again",
+            "latin1.txt, line 2, byte 7: 0xeb is not UTF-8; save the list as UTF-8 and try again",
         ),
         (
             ["fit", "--data.num_words", "5"],
             "5 words are too few: 10% for validation is not one word; give more words or other fractions "
             "(train_fraction 1 and val_fraction 0 hold none back)",
         ),
-        (["fit", "--model.block_size", "0"], "block_size is 0: expected 1 or more"),
+        (["fit", "--model.block_size", "0"], "--model.block_size 0: expected 1 or more"),
         (["fit", "--model.lr", "fast"], "--model.lr fast: expected a number"),
         (["fit", "--model.init", "random"], "--model.init random: expected lecture or scaled"),
         (["fit", "--model.nonsense", "3"], "unknown flag --model.nonsense; --help lists them"),
@@ -356,6 +429,61 @@ def test_a_mistake_is_answered_in_one_line(arguments, message, folder, call):
     assert files(folder) == before
 
 
+HUGE = "a model of these sizes would take {} GB of memory; "
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--model.block_size", "0", "expected 1 or more"),
+        ("--model.embedding_dim", "-1", "expected 1 or more"),
+        ("--model.hidden_size", "0", "expected 1 or more"),
+        ("--model.hidden_size", "1.5", "expected a whole number"),
+        ("--model.lr", "-1", "expected 0 or more"),
+        ("--model.lr", "nan", "expected a number"),
+        ("--model.weight_decay", "-0.5", "expected 0 or more"),
+        ("--model.seed", "1000000000000000000000", "expected a number of 64 bits, with its sign"),
+        ("--data.num_words", "0", "expected 1 or more"),
+        ("--data.batch_size", "-3", "expected 1 or more"),
+        ("--data.max_word_length", "0", "expected 1 or more"),
+        ("--trainer.max_steps", "0", "expected 1 or more, or -1 for no limit"),
+        ("--trainer.max_epochs", "-2", "expected 1 or more, or -1 for no limit"),
+        ("--trainer.val_check_interval", "0", "expected more than 0"),
+        ("--trainer.accumulate_grad_batches", "0", "expected 1 or more"),
+        ("--trainer.gradient_clip_val", "-1", "expected 0 or more"),
+        ("--trainer.devices", "100000", "expected at most "),
+        # 4 bytes for each number: nearly (27 + 600) E, 2,000 T or (30 + 1 + 27) H.
+        ("--model.embedding_dim", "1000000000", HUGE.format("2.34e+03")),
+        ("--model.block_size", "1000000000000000000000000", HUGE.format("7.45e+18")),
+        ("--model.hidden_size", "1000000000000", HUGE.format("2.16e+05")),
+    ],
+)
+def test_numbers_out_of_their_range_are_refused_before_anything_is_made(flag, value, message, folder, call):
+    status, out, err = call("fit", flag, value)
+    assert (status, out, files(folder)) == (2, "", [])
+    assert err.startswith(
+        f"error: {flag} {value}: {message}" if message.startswith("expected") else f"error: {message}"
+    )
+    assert err.count("\n") == 1
+
+
+def test_what_does_not_fit_into_memory_is_one_line(folder, call, monkeypatch):
+    monkeypatch.setattr("makemore_pl.memory.LITTLE", 0)
+    monkeypatch.setattr("makemore_pl.memory.free_memory", lambda: 1_000_000)
+    # 2,700 words have about 19,000 windows of 8 x 6 bytes, and 11,897 parameters 12 bytes more each.
+    quick = ["--data.num_words", 3000, "--trainer.max_steps", 2]
+    status, _, err = call("fit", *quick, "--model.block_size", 8)
+    assert status == 2
+    assert re.search(r"\nerror: windows of 8 characters would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)
+    status, _, err = call("fit", *quick[2:], "--data.num_words", 50, "--model.hidden_size", 2000)
+    assert status == 2
+    assert re.match(r"error: training this model would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)
+    monkeypatch.setattr("makemore_pl.memory.free_memory", lambda: float("inf"))
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: torch.empty(2**60))
+    status, _, err = call("fit", *quick)
+    assert (status, err) == (2, "error: out of memory: try smaller sizes, or --data.batch_size\n")
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_said_in_one_line(command, tmp_path):
     fit = command("fit", "--trainer.accelerator", "gpu", cwd=tmp_path)
@@ -371,8 +499,8 @@ def test_a_missing_gpu_is_said_in_one_line(command, tmp_path):
             ["--sample.prompt", "Zoë"],
             "prompt 'Zoë': character 'Z' is not among the 26 of this vocabulary: 'abcdefghijklmnopqrstuvwxyz'",
         ),
-        (["--sample.temperature", "0"], "temperature is 0: expected a number above 0"),
-        (["--sample.num_names", "-1"], "num_names is -1: expected 1 or more"),
+        (["--sample.temperature", "0"], "--sample.temperature 0: expected a number above 0"),
+        (["--sample.num_names", "-1"], "--sample.num_names -1: expected 1 or more"),
         (["--model.hidden_size", "100"], "--model.hidden_size 100: the checkpoint has 200; leave the flag out"),
         (["--model.vocabulary", "abc"], "--model.vocabulary abc: the checkpoint has abcdef"),
     ],

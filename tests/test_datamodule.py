@@ -121,7 +121,7 @@ def test_batches_taken_out_of_turn_are_those_that_would_have_come():
             assert torch.equal(x * 2, y)
             seen.extend(x.tolist())
 
-    batches.before_batch = ahead
+    batches.before_batch.append(ahead)
     for _ in range(2):
         for x, _ in batches:
             seen.append(x.tolist())

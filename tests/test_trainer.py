@@ -108,7 +108,7 @@ def test_a_search_without_steps_is_refused(tmp_path):
 
 
 def test_too_few_steps_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="num_steps is 1: expected 2 or more"):
+    with pytest.raises(ValueError, match="num_steps is 1: expected 2 to 1,000,000"):
         quiet(tmp_path).lr_find(MLP(), NamesDataModule(), num_steps=1)
 
 

@@ -1,0 +1,27 @@
+"""What this machine has of it, asked before much is taken."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+LITTLE = 2**28
+"""Bytes that nobody is asked for."""
+
+
+def require_memory(size: int, what: str) -> None:
+    """Refuses what would not fit, where the system would rather end the program in the middle of it.
+
+    Raises:
+        ValueError: if this machine has fewer bytes free.
+    """
+    if size >= LITTLE and size > (free := free_memory()):
+        raise ValueError(f"{what} would take {size / 2**30:,.3g} GB of memory; {free / 2**30:,.3g} GB are free")
+
+
+def free_memory() -> float:
+    """Bytes that are free, or could be; infinite where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0]) * 1024  # Linux
+    with suppress(OSError, ValueError, AttributeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")

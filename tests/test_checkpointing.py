@@ -1,0 +1,412 @@
+import csv
+import hashlib
+import io
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from makemore_pl import MLP, NamesDataModule, checkpointing
+from makemore_pl.callbacks import ValidateLastStep
+from makemore_pl.checkpointing import ExactResume, RunFolder, WholeCheckpoints, lock
+from makemore_pl.faststeps import FastSteps
+from makemore_pl.loading import BrokenCheckpointError, load
+
+# A run goes on from each of its checkpoints as if it had not stopped.
+
+BY_STEP = {"val_check_interval": 11, "check_val_every_n_epoch": None}
+BY_EPOCH = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+LENGTHS = {
+    "steps": {"max_steps": 47, **BY_STEP},
+    "epochs": {"max_epochs": 3, **BY_STEP},
+    "by epoch": {"max_epochs": 3, **BY_EPOCH},
+    "by two epochs": {"max_epochs": 4, **BY_EPOCH, "check_val_every_n_epoch": 2},
+    "by half an epoch": {"max_epochs": 2, **BY_EPOCH, "val_check_interval": 0.5},
+    "cut short": {"max_steps": 30, **BY_STEP, "limit_train_batches": 9},
+    "cut short at a validation": {"max_steps": 30, **BY_STEP, "val_check_interval": 9, "limit_train_batches": 9},
+    "accumulation": {"max_steps": 12, **BY_STEP, "accumulate_grad_batches": 3},
+    "accumulation by epoch": {"max_epochs": 2, **BY_EPOCH, "accumulate_grad_batches": 4},
+}
+DATA = {"counted": {}, "minibatch": {"batch_size": 16}, "replacement": {"batch_size": 16, "replacement": True}}
+MODELS = {
+    "adamw": {},
+    "sgd": {"optimizer": "sgd", "lr": 0.1, "schedule": "halfway"},
+}
+
+
+class Witness(Callback):
+    def __init__(self):
+        self.batches = {}
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        content = b"".join(tensor.numpy().tobytes() for tensor in batch)
+        self.batches[trainer.fit_loop.epoch_loop.total_batch_idx] = hashlib.sha256(content).hexdigest()
+
+
+class Keep(WholeCheckpoints):
+    """Keeps a copy of every checkpoint that was ever there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint, path, storage_options)
+        shutil.copy(path, self.folder / f"{len(list(self.folder.iterdir())):03}.ckpt")
+
+
+def flat(state, path=""):
+    """All that is in a checkpoint, by its path; tensors as their bytes."""
+    if isinstance(state, dict):
+        return {k: v for key in state for k, v in flat(state[key], f"{path}.{key}").items()}
+    if isinstance(state, (list, tuple)):
+        return {k: v for i, each in enumerate(state) for k, v in flat(each, f"{path}[{i}]").items()}
+    if isinstance(state, torch.Tensor):
+        return {path: (state.dtype, tuple(state.shape), state.flatten().view(torch.uint8).numpy().tobytes())}
+    return {path: state}
+
+
+def fit(folder, fast, model, data, options, keep=None, ckpt_path=None):
+    """Returns all of the last checkpoint, the batches and the log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    witness = Witness()
+    checkpoint = [
+        ModelCheckpoint(folder, "best", monitor="val/loss", enable_version_counter=False),
+        ModelCheckpoint(folder, "last", enable_version_counter=False),
+    ]
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=CSVLogger(folder, ""),
+        callbacks=[
+            *(ExactResume(), ValidateLastStep(), LearningRateMonitor("step"), FastSteps() if fast else witness),
+            *checkpoint,
+        ],
+        plugins=[WholeCheckpoints() if keep is None else Keep(keep)],
+        log_every_n_steps=5,
+        num_sanity_val_steps=0,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(
+        MLP(hidden_size=8, **model), NamesDataModule(num_words=60, **data), ckpt_path=ckpt_path, weights_only=True
+    )
+    path, log = folder / "last.ckpt", folder / "version_0" / "metrics.csv"
+    if not path.exists():
+        return None, None, None  # it was finished
+    rows = csv.DictReader(io.StringIO(log.read_text()))
+    log = {tuple(sorted((key, value) for key, value in row.items() if value)) for row in rows}
+    return flat(load(path)), witness.batches, log
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize(
+    ("model", "data", "fast"),
+    [
+        *(("adamw", "counted", False), ("sgd", "counted", True)),
+        *(("adamw", "minibatch", False), ("sgd", "minibatch", True)),
+        *(("sgd", "replacement", False), ("adamw", "replacement", True)),
+    ],
+)
+def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_stopped(model, data, fast, length, tmp_path):
+    arguments = tmp_path / "run", fast, MODELS[model], DATA[data], LENGTHS[length]
+    (tmp_path / "kept").mkdir()
+    whole, batches, log = fit(*arguments, keep=tmp_path / "kept")
+    kept = sorted((tmp_path / "kept").iterdir())
+    # `best` and `last` of one moment differ in one name only; the last two are of the finished run.
+    for path in kept[1:-2:2] or kept[1:]:
+        state, seen, said = fit(*arguments, ckpt_path=path)
+        if state is None:
+            assert load(path)["global_step"] == whole[".global_step"]
+            continue
+        assert state == whole
+        assert seen.items() <= batches.items()
+        assert set(seen) == set() if fast else max(seen) == max(batches)
+        assert said <= log
+
+
+def test_without_our_hand_lightning_would_take_other_batches(tmp_path, monkeypatch):
+    """So that the test above is known to see it."""
+    monkeypatch.setattr(ExactResume, "on_save_checkpoint", lambda *_: None)
+    arguments = tmp_path / "run", False, MODELS["adamw"], DATA["minibatch"], LENGTHS["by epoch"]
+    (tmp_path / "kept").mkdir()
+    whole, batches, _ = fit(*arguments, keep=tmp_path / "kept")
+    state, seen, _ = fit(*arguments, ckpt_path=tmp_path / "kept" / "001.ckpt")
+    assert state != whole
+    assert not seen.items() <= batches.items()
+
+
+# Files.
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    state = {
+        "state_dict": MLP(hidden_size=8).state_dict(),
+        "hyper_parameters": dict(MLP(hidden_size=8).hparams),
+        "global_step": 7,
+    }
+    WholeCheckpoints().save_checkpoint(state, tmp_path / "one.ckpt")
+    return tmp_path / "one.ckpt"
+
+
+def test_a_sealed_checkpoint_is_read_by_torch_and_by_zip(checkpoint):
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == load(checkpoint)["global_step"] == 7
+    with zipfile.ZipFile(checkpoint) as archive:
+        assert archive.testzip() is None
+        name, kind, digest = archive.comment.decode().split()
+    content = checkpoint.read_bytes()
+    assert (name, kind) == ("makemore_pl", "sha256")
+    assert digest == hashlib.sha256(content.removesuffix(digest.encode())).hexdigest()
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["one.ckpt"]
+
+
+def test_each_bit_and_each_length_counts(checkpoint):
+    content = checkpoint.read_bytes()
+    size = len(content)
+    hurt = [content[:n] for n in (0, 1, 64, 146, size // 2, size - 65, size - 64, size - 1)]
+    places = itertools.chain(range(0, 200, 13), range(0, size, 997), range(size - 120, size))
+    hurt += [content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :] for at in places]
+    assert len(hurt) >= 150
+    for each in hurt:
+        checkpoint.write_bytes(each)
+        with pytest.raises(BrokenCheckpointError, match=re.escape(str(checkpoint))):
+            load(checkpoint)
+
+
+def test_a_file_without_a_seal_must_be_a_whole_archive(tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"numbers": torch.arange(1000)}, path)
+    assert load(path)["numbers"].sum() == 499500
+    content = path.read_bytes()
+    at = content.index(torch.arange(500, 510).numpy().tobytes())
+    path.write_bytes(content[:at] + b"\1" + content[at + 1 :])
+    assert torch.load(path, weights_only=True)["numbers"].sum() != 499500  # torch does not look
+    with pytest.raises(ValueError, match="this checkpoint is broken"):
+        load(path)
+
+
+def test_a_disk_that_takes_no_more_keeps_what_it_has(checkpoint, monkeypatch):
+    before = checkpoint.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"cannot be saved \(No space left on device\); what was saved before is kept"):
+        WholeCheckpoints().save_checkpoint({"global_step": 8}, checkpoint)
+    assert checkpoint.read_bytes() == before
+    assert len(list(checkpoint.parent.iterdir())) == 1
+
+
+# What does not fit is named.
+
+
+class Foreign(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+
+
+def without(state, *names):
+    return state | {"hyper_parameters": {k: v for k, v in state["hyper_parameters"].items() if k not in names}}
+
+
+MISFITS = {
+    "a list": (lambda state: [1, 2], "not a checkpoint of makemore_pl"),
+    "weights alone": (lambda state: state["state_dict"], "not a checkpoint of makemore_pl"),
+    "another model": (
+        lambda state: {"state_dict": Foreign().state_dict(), "hyper_parameters": {"lr": 0.1}},
+        "not a checkpoint of makemore_pl, but of another model (its first tensors: layer.weight, layer.bias)",
+    ),
+    "an older layout": (
+        lambda state: without(state, "embedding_dim", "hidden_size"),
+        "a checkpoint of another version of makemore_pl, without embedding_dim, hidden_size: train again",
+    ),
+    "other tensors": (
+        lambda state: state | {"state_dict": {"C": torch.zeros(27, 10)}},
+        "a checkpoint of another version of makemore_pl, with the tensors C: train again",
+    ),
+    "other sizes": (
+        lambda state: state | {"state_dict": MLP(hidden_size=9).state_dict()},
+        "this checkpoint does not fit together: W1 is (30, 9), and its hyperparameters make that (30, 8)",
+    ),
+    "another vocabulary": (
+        lambda state: state | {"state_dict": MLP("abc", hidden_size=8).state_dict()},
+        "this checkpoint does not fit together: C is (4, 10), and its hyperparameters make that (27, 10)",
+    ),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+@pytest.mark.parametrize("command", ["fit", "validate", "predict", "export"])
+def test_what_does_not_fit_is_named(command, misfit, checkpoint, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    change, message = MISFITS[misfit]
+    torch.save(change(torch.load(checkpoint, weights_only=True) | {"sealed": False}), "other.ckpt")
+    flags = ["--output", "page.html"] if command == "export" else []
+    status, out, err = call(command, "--ckpt_path", "other.ckpt", *flags)
+    assert (status, out, err) == (2, "", f"error: other.ckpt: {message}\n")
+
+
+def test_a_checkpoint_without_an_optimizer_goes_nowhere(checkpoint, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("fit", "--ckpt_path", "one.ckpt")
+    assert status == 2
+    assert err.endswith("error: one.ckpt: this checkpoint has no optimizer state to go on with\n")
+
+
+# The newest may be broken.
+
+RUN = Path("lightning_logs", "version_0", "checkpoints")
+
+
+@pytest.fixture
+def runs(call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for step in (2, 4):
+        quick = "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", step
+        assert call("fit", *quick, "--model.schedule", "constant")[0] == 0
+    return RUN, Path("lightning_logs", "version_1", "checkpoints")
+
+
+def break_(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    times = path.stat().st_atime, path.stat().st_mtime
+    path.write_bytes(content)
+    os.utime(path, times)
+
+
+def test_what_is_broken_gives_way_to_the_one_before(runs, call):
+    older, newer = runs
+    on = "--trainer.max_steps", 6
+    lines = []
+    for broken, instead, step in [
+        (newer / "last.ckpt", newer / "best.ckpt", 4),
+        (newer / "best.ckpt", older / "last.ckpt", 2),
+        (older / "last.ckpt", older / "best.ckpt", 2),
+    ]:
+        break_(broken)
+        warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum is another; "
+        lines.append(f"{warning}taking {instead}, step {step}, in its place")
+        status, _, err = call("predict", "--ckpt_path", "last")
+        assert (status, err.splitlines()) == (0, [lines[-1], f"checkpoint: {instead}"])
+    status, _, err = call("fit", "--ckpt_path", "last", *on)
+    assert status == 0
+    assert lines[-1] in err
+    assert f"going on from {older / 'best.ckpt'}, step 2\n" in err
+    assert load(older / "last.ckpt")["global_step"] == 6
+    assert call("predict", "--ckpt_path", newer / "last.ckpt")[0] == 2  # who names a file gets no other
+
+
+def test_where_all_are_broken_the_newest_is_named(runs, call):
+    for folder in runs:
+        for path in folder.glob("*.ckpt"):
+            break_(path)
+    broken = f"{runs[1] / 'best.ckpt'}: this checkpoint is broken: its checksum is another"
+    assert call("predict") == (2, "", f"error: {broken}\n")
+    assert not list(Path("lightning_logs").glob("version_2"))
+
+
+@pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
+def test_a_finished_run_says_so(limit, runs, call):
+    status, _, err = call("fit", "--ckpt_path", "last", f"--trainer.{limit}", 4)
+    finished = f"{runs[1] / 'last.ckpt'}: this run is finished, at step 4; give a larger --trainer.{limit} to go on"
+    assert (status, err) == (2, f"error: {finished}\n")
+
+
+# The folder.
+
+
+def test_runs_that_start_together_take_folders_of_their_own(tmp_path):
+    loggers = [RunFolder(tmp_path, "lightning_logs") for _ in range(40)]
+    start = threading.Barrier(len(loggers))
+    with ThreadPoolExecutor(len(loggers)) as pool:
+        taken = list(pool.map(lambda logger: (start.wait(), logger.version)[1], loggers))
+    assert sorted(taken) == list(range(40))
+    assert RunFolder(tmp_path, "lightning_logs", "version_3").version == "version_3"
+
+
+@pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
+def test_a_run_that_goes_on_in_a_folder_keeps_others_out(runs, call):
+    held = lock(runs[1])
+    before = {path: path.read_bytes() for path in runs[1].iterdir()}
+    status, _, err = call("fit", "--ckpt_path", "last", "--trainer.max_steps", 9)
+    assert status == 2
+    assert f"error: {runs[1]}: another run writes its checkpoints there; wait for its end\n" in err.replace("./", "")
+    assert {path: path.read_bytes() for path in runs[1].iterdir()} == before
+    os.close(held)
+    assert call("fit", "--ckpt_path", "last", "--trainer.max_steps", 9)[0] == 0
+
+
+@pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
+def test_the_next_start_removes_what_killed_runs_left(runs, call):
+    litter = [folder / ".last.ckpt.123.partial" for folder in runs]
+    for path in litter:
+        path.touch()
+    held = lock(runs[0])  # its run may still be at it
+    assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
+    assert [path.exists() for path in litter] == [True, False]
+    os.close(held)
+    assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
+    assert [path.exists() for path in litter] == [False, False]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_is_found_before_the_first_step(small_disk, call):
+    flags = "--data.num_words", 50, "--trainer.default_root_dir", small_disk, "--model.hidden_size", 1000
+    status, out, err = call("fit", *flags)
+    assert (status, out) == (2, "")
+    folder = small_disk / RUN
+    assert err.endswith(f"error: {folder}: no checkpoint can be saved there (No space left on device)\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(small_disk, call, monkeypatch):
+    flags = "--data.num_words", 50, "--trainer.default_root_dir", small_disk, "--model.hidden_size", 100
+    flags += "--pictures", "false"  # they would fill it first
+    fsync, saved = os.fsync, []
+
+    def fill_up(file):
+        saved.append(fsync(file))
+        if len(saved) == 8:
+            with Path(small_disk, "other").open("wb", buffering=0) as other, pytest.raises(OSError):
+                while True:
+                    other.write(bytes(1000))
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    status, out, err = call("fit", *flags, "--trainer.max_steps", 1000)
+    assert (status, out) == (2, "")
+    assert re.search(r"error: \S+: cannot be saved \(No space left on device\); what was saved before is kept\n$", err)
+    steps = {path.name: load(path)["global_step"] for path in (small_disk / RUN).iterdir()}
+    assert steps == {"best.ckpt": 25, "last.ckpt": 75}
+
+
+def test_a_folder_that_cannot_be_written_is_said_in_one_line(small_disk, call):
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    status, out, err = call("fit", "--data.num_words", 50, "--trainer.default_root_dir", small_disk)
+    assert (status, out) == (2, "")
+    assert err.endswith(f"error: {small_disk / 'lightning_logs'}: read-only file system\n")

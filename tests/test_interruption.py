@@ -1,0 +1,89 @@
+"""What `torture.py` does not see: it sends signals into all phases of a run, and counts what is lost."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from makemore_pl import MLP, NamesDataModule, interruption
+from makemore_pl.interruption import Interruption, ending_quietly
+
+
+def fit(folder, callback):
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[callback],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=50,
+        default_root_dir=folder,
+    )
+    trainer.fit(MLP(hidden_size=8), NamesDataModule(num_words=50, batch_size=16))
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_a_signal_ends_a_training_after_its_step(number, tmp_path, monkeypatch, capfd):
+    training_step = MLP.training_step
+
+    def send(self, batch, batch_idx):
+        if self.trainer.global_step == 9:
+            os.kill(os.getpid(), number)
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(MLP, "training_step", send)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as exit:
+        fit(tmp_path, Interruption(ModelCheckpoint(tmp_path, "last")))
+    assert exit.value.code == 128 + number
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
+    name = signal.Signals(number).name
+    assert capfd.readouterr().err == (
+        f"error: {name}: ended after step 10; the same command with --ckpt_path last goes on\n"
+    )
+    assert signal.getsignal(number) == before
+
+
+def test_what_takes_too_long_is_given_up(tmp_path, monkeypatch, capfd):
+    ended = []
+    monkeypatch.setattr(interruption, "PATIENCE", 0.1)
+    monkeypatch.setattr(interruption.os, "_exit", ended.append)
+
+    def hang(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not ended:
+            time.sleep(0.01)
+
+    monkeypatch.setattr(MLP, "training_step", hang)
+    with pytest.raises(SystemExit):
+        fit(tmp_path, Interruption(None))
+    assert ended == [143]
+    assert "error: SIGTERM: the step did not end in 0.1 seconds\n" in capfd.readouterr().err
+
+
+def test_a_run_that_is_to_ignore_ctrl_c_does(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        callback = Interruption(None)
+        with ending_quietly():
+            fit(tmp_path, callback)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert callback.number is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number", interruption.SIGNALS)
+def test_elsewhere_a_signal_ends_the_program_without_a_word(number, capfd):
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as exit, ending_quietly():
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+    assert exit.value.code == 128 + number
+    assert capfd.readouterr() == ("", "")
+    assert signal.getsignal(number) == before

@@ -1,0 +1,379 @@
+"""Nobody gets in: what a checkpoint or a config holds is never run, and takes no more memory than it has bytes."""
+
+import copy
+import io
+import os
+import pickle
+import re
+import socket
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse._common import parsing_settings
+
+from makemore_pl import MLP
+from makemore_pl.loading import BrokenCheckpointError, check, load
+
+QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
+
+
+class Canary:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # as `python -m makemore_pl` has it
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """What Lightning would save of a small model."""
+    torch.manual_seed(1)
+    model = MLP("ab", 2, 3, 4)
+    hparams = {"path": None, "num_words": 50}
+    return {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "datamodule_hyper_parameters": hparams,
+        "global_step": 1,
+        "pytorch-lightning_version": "2.6.6",
+    }
+
+
+def rewritten(content, change):
+    """A zip archive with some records changed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w") as new:
+        for record in old.infolist():
+            change(new, record.filename, old.read(record))
+    return out.getvalue()
+
+
+def saved(value, **options):
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+HOSTILE = {
+    "zip": lambda checkpoint, canary: saved(checkpoint | {"more": canary}),
+    "legacy": lambda checkpoint, canary: saved(checkpoint | {"more": canary}, _use_new_zipfile_serialization=False),
+    "pickle": lambda checkpoint, canary: pickle.dumps(checkpoint | {"more": canary}),
+    "weights": lambda checkpoint, canary: saved(checkpoint | {"state_dict": {"C": canary}}),
+    "instantiator": lambda checkpoint, canary: with_hparams(
+        checkpoint, _instantiator="os.mkdir", path=str(canary.path)
+    ),
+    "class of a module": lambda checkpoint, canary: with_hparams(checkpoint, _class_path="evil.Evil"),
+    "class path": lambda checkpoint, canary: with_hparams(checkpoint, class_path="evil.Evil", init_args="x"),
+    "class inside": lambda checkpoint, canary: with_hparams(checkpoint, lr={"class_path": "evil.Evil"}),
+    "class of data": lambda checkpoint, canary: saved(
+        checkpoint | {"datamodule_hyper_parameters": {"path": {"class_path": "evil.Evil"}}}
+    ),
+    "script": lambda checkpoint, canary: scripted(),
+}
+
+
+def with_hparams(checkpoint, **more):
+    return saved(checkpoint | {"hyper_parameters": checkpoint["hyper_parameters"] | more})
+
+
+def scripted():
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), file)
+    return file.getvalue()
+
+
+def write_evil(folder):
+    """A module beside the user's files that acts as soon as it is imported."""
+    (folder / "evil.py").write_text(
+        f"import os; os.mkdir({str(folder / 'canary')!r})\n"
+        "from lightning.pytorch import Callback\nclass Evil(Callback): pass\ndef run(*_): pass\n"
+    )
+
+
+COMMANDS = [
+    ["fit", *QUICK],
+    ["validate"],
+    ["test"],
+    ["predict"],
+    ["export", "--output", "x.html"],
+]
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.filterwarnings("ignore")
+def test_no_code_runs_from_a_checkpoint(kind, folder, checkpoint, call, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    write_evil(folder)
+    (folder / "x.ckpt").write_bytes(HOSTILE[kind](checkpoint, Canary(folder / "canary")))
+    before = sorted(folder.iterdir())
+    for command in COMMANDS:
+        status, out, err = call(*command, "--ckpt_path", "x.ckpt")
+        assert (status, out) == (2, ""), (command, out, err)
+        assert err.startswith("error: x.ckpt: "), command
+        assert err.count("\n") == 1
+    for path in ("x.ckpt", folder / "x.ckpt"):
+        with pytest.raises(ValueError, match=r"x.ckpt: "):
+            MLP.load_from_checkpoint(path)
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_canary_sings(folder, checkpoint):
+    """What the tests rely on: read as pickles, these files act."""
+    for kind in ("zip", "legacy"):
+        (folder / "x.ckpt").write_bytes(HOSTILE[kind](checkpoint, Canary(folder / kind)))
+        torch.load("x.ckpt", weights_only=False)
+        assert (folder / kind).exists()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "ftp", "s3", "simplecache::http"])
+def test_nothing_is_fetched(scheme, folder, call, monkeypatch):
+    asked = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *name, **_: asked.append(name))
+    monkeypatch.setattr(socket.socket, "connect", lambda _, name: asked.append(name))
+    url = f"{scheme}://127.0.0.1:1/x"
+    for command in COMMANDS if scheme == "http" else COMMANDS[:1]:
+        status, out, err = call(*command, "--ckpt_path", url)
+        assert (status, out) == (2, "")
+        assert err == f"error: {url}: this is an address, and nothing is fetched; download it and name the file\n"
+    with pytest.raises(ValueError, match="nothing is fetched"):
+        MLP.load_from_checkpoint(url)
+    for flag in ("--config", "--data.path"):
+        status, out, err = call("fit", flag, url)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        assert "nothing is fetched" in err
+    assert asked == []
+
+
+LAMBDA = "trainer: {callbacks: {class_path: lightning.pytorch.callbacks.LambdaCallback, init_args: {setup: %s}}}"
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "trainer: {callbacks: {class_path: evil.Evil}}",
+        "trainer: {callbacks: [{class_path: evil.Evil}]}",
+        "trainer: {callbacks: evil.Evil}",
+        "trainer: {logger: {class_path: os.mkdir, init_args: {path: canary}}}",
+        "trainer: {logger: {class_path: subprocess.Popen, init_args: {args: [mkdir, canary]}}}",
+        "trainer: {plugins: [{class_path: torch.utils.collect_env.run, init_args: {command: mkdir canary}}]}",
+        "trainer: {strategy: {class_path: lightning.pytorch.cli.LightningCLI}}",
+        "trainer: {profiler: {class_path: lightning.pytorch.profilers.PyTorchProfiler, init_args: "
+        "{schedule: {class_path: evil.Evil}}}}",
+        LAMBDA % "evil.run",
+        LAMBDA % "os.mkdir",
+        LAMBDA % "torch.hub.load",
+        LAMBDA % "makemore_pl.cli.os.mkdir",
+        LAMBDA % "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree",
+        LAMBDA % "{class_path: torch.jit.CompilationUnit, init_args: {lang: x}}",
+        "trainer: {logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: x, "
+        "dict_kwargs: {class_path: evil.Evil}}}}",
+        "model: {class_path: evil.Evil}",
+        "data: {class_path: evil.Evil}",
+        "class_path: evil.Evil",
+        "model: {lr: !!python/object/apply:os.mkdir [canary]}",
+        "!!python/object/apply:os.mkdir [canary]",
+        "model: !!python/name:evil.run",
+        "model: !!python/module:evil",
+        "trust: evil\ntrainer: {callbacks: {class_path: evil.Evil}}",
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "lr_find", "predict"])
+def test_no_code_runs_from_a_config(config, command, folder, checkpoint, call):
+    write_evil(folder)
+    (folder / "x.yaml").write_text(config)
+    torch.save(checkpoint, folder / "x.ckpt")
+    before = sorted(folder.iterdir())
+    more = [] if command == "lr_find" else ["--ckpt_path", "x.ckpt"]
+    status, out, err = call(command, "--config", "x.yaml", *more)
+    assert (status, out) == (2, ""), err
+    assert (err[:7], err.count("\n")) == ("error: ", 1), err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_module_that_the_command_line_trusts_may_be_named(folder, call, monkeypatch):
+    monkeypatch.setitem(parsing_settings, "import_path_verdicts", parsing_settings["import_path_verdicts"])
+    (folder / "mine.py").write_text(
+        "from lightning.pytorch import Callback\n"
+        "class Mine(Callback):\n    def on_fit_end(self, *_): print('mine was here')\n"
+    )
+    (folder / "mine.yaml").write_text("trainer: {callbacks: {class_path: mine.Mine}}")
+    status, _, err = call("fit", "--config", "mine.yaml", *QUICK)
+    assert status == 2
+    assert err == "error: mine.Mine: a config cannot have that imported; if you trust it, --trust mine\n"
+    status, out, err = call("fit", "--config", "mine.yaml", "--trust", "mine", *QUICK)
+    assert status == 0, err
+    assert out.startswith("mine was here\n")
+
+
+# Nine lists, each ten times the one before: 400 bytes for a thousand million numbers.
+UNFOLDING = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ("a0: &a0 [1]\n" + UNFOLDING + "trainer: {callbacks: *a9}", "aliases (*name) are not taken"),
+        ("trainer: {callbacks: &a [*a]}", "aliases (*name) are not taken"),
+        ("trainer: {callbacks: " + "[" * 100_000 + "]" * 100_000, "more than a hundred lists or groups"),
+        ("{" * 100_000 + "}" * 100_000, "more than a hundred lists or groups"),
+        ("- " * 100_000, "more than a hundred lists or groups"),
+        ("trainer: {callbacks: " + "[" * 90 + "]" * 90 + "}", "trainer.callbacks"),
+        ("model: \x00", ""),
+        ("\x9b", ""),
+        ("- 1", ""),
+        ("model: {lr: 1", ""),
+    ],
+)
+def test_a_config_that_is_none_is_refused_soon(config, what, folder, call):
+    (folder / "x.yaml").write_text(config, encoding="utf-8")
+    status, out, err = call("fit", "--config", "x.yaml", *QUICK)
+    assert (status, out, err.count("\n")) == (2, "", 1), err
+    assert what in err
+    assert len(err) < 1000
+
+
+@pytest.mark.parametrize(
+    ("hparams", "tensor"),
+    [
+        ({"embedding_dim": 10**9}, {}),
+        ({"embedding_dim": 10**9}, {"C": torch.zeros(1).expand(3, 10**9), "W1": torch.zeros(1).expand(2 * 10**9, 4)}),
+        ({"embedding_dim": 10**9}, {"C": torch.zeros(3, 10**9, device="meta")}),
+        ({}, {"C": torch.zeros(3, 3).to_sparse()}),
+        ({}, {"C": "a string"}),
+        ({"hidden_size": 0, "block_size": 10**12}, {"W1": torch.zeros(3 * 10**12, 0)}),
+        ({"hidden_size": 4.0}, {}),
+        ({"hidden_size": True}, {}),
+        ({"vocabulary": ["a", "b"]}, {}),
+        ({"vocabulary": None}, {}),
+        ({"block_size": "2"}, {}),
+        ({"seed": 10**40}, {}),
+        ({"lr": -1.0}, {}),
+        ({}, {"b1": torch.tensor([1.0, float("nan"), 1.0, 1.0])}),
+    ],
+)
+def test_what_a_checkpoint_claims_takes_no_memory(hparams, tensor, folder, checkpoint, call, monkeypatch):
+    """Nor does it end in a trace."""
+    hostile = checkpoint | {
+        "hyper_parameters": checkpoint["hyper_parameters"] | hparams,
+        "state_dict": dict(checkpoint["state_dict"]) | tensor,
+    }
+    torch.save(hostile, "x.ckpt")
+    assert (folder / "x.ckpt").stat().st_size < 10_000
+    taken = []
+    randn = torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *size, **options: taken.append(size) or randn(*size, **options))
+    for command in (["predict"], ["fit", *QUICK]):
+        status, out, err = call(*command, "--ckpt_path", "x.ckpt")
+        assert (status, out, err.count("\n")) == (2, "", 1), err
+        assert err.startswith("error: ")
+    with pytest.raises(ValueError, match=r"[a-z]"):
+        MLP.load_from_checkpoint("x.ckpt")
+    assert taken == []
+
+
+def packed(content):
+    """With its records compressed, ten thousand zeros to a few bytes."""
+    return rewritten(content, lambda new, name, data: new.writestr(name, data, zipfile.ZIP_DEFLATED))
+
+
+def claiming(content):
+    """With a pickle that says of a storage that it has 2**30 numbers; it has 6."""
+    numbers, claimed = b"K\x06t", b"J\x00\x00\x00\x40t"
+
+    def change(new, name, data):
+        if name.endswith("data.pkl"):
+            assert numbers in data
+            data = data.replace(numbers, claimed, 1)
+        new.writestr(name, data)
+
+    return rewritten(content, change)
+
+
+def overlapping(content):
+    """With a second entry of the directory for the bytes of the first."""
+
+    def change(new, name, data):
+        new.writestr(name, data)
+        if name.endswith("data.pkl"):
+            for number in range(20):
+                twin = copy.copy(new.filelist[-1])
+                twin.filename = f"archive/{number}"
+                new.filelist.append(twin)
+
+    return rewritten(content, change)
+
+
+@pytest.mark.parametrize("disguise", [packed, claiming, overlapping])
+def test_a_file_that_would_unpack_to_more_is_refused(disguise, folder, checkpoint):
+    (folder / "x.ckpt").write_bytes(disguise(saved(checkpoint | {"C": torch.zeros(6)})))
+    with pytest.raises(BrokenCheckpointError):
+        load("x.ckpt")
+
+
+@pytest.mark.parametrize("path", ["run/../../../precious.txt", "run/x/../../precious.txt", "other/../precious.txt"])
+@pytest.mark.parametrize("key", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
+def test_a_checkpoint_has_no_file_removed_outside_of_its_folder(key, path, checkpoint):
+    state = {"dirpath": "run", key: {path: 2.0} if key == "best_k_models" else path}
+    with pytest.raises(ValueError, match="it names a file outside of its folder"):
+        check("x.ckpt", checkpoint | {"callbacks": {"ModelCheckpoint": state}})
+    for folder in ("run", "../run", "../a/../run"):
+        state = {"dirpath": folder, "best_model_path": f"{folder}/best.ckpt", "last_model_path": "other/last.ckpt"}
+        check("x.ckpt", checkpoint | {"callbacks": {"ModelCheckpoint": state}})
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(torch.zeros(2)),
+    lambda value: st.lists(value, max_size=3) | st.dictionaries(st.text(max_size=3) | st.integers(), value, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["state_dict", "hyper_parameters", "datamodule_hyper_parameters", "callbacks"]), VALUES
+    ),
+    st.dictionaries(st.sampled_from(["vocabulary", "block_size", "embedding_dim", "hidden_size", "_x"]), VALUES),
+    st.dictionaries(st.sampled_from(["C", "W1", "b1", "W2", "b2", "more"]), VALUES),
+)
+def test_whatever_a_checkpoint_holds_is_answered(checkpoint, top, hparams, tensors):
+    hostile = checkpoint | top
+    if not top.keys() & {"state_dict", "hyper_parameters"}:
+        hostile["hyper_parameters"] = checkpoint["hyper_parameters"] | hparams
+        hostile["state_dict"] = dict(checkpoint["state_dict"]) | tensors
+    try:
+        check("x.ckpt", hostile)
+    except ValueError as error:
+        assert re.fullmatch(r"x\.ckpt: [^\n]+", str(error))
+    else:
+        MLP(**hostile["hyper_parameters"]).load_state_dict(hostile["state_dict"])
+
+
+@given(st.data())
+def test_whatever_the_bytes_are_it_is_a_checkpoint_or_broken(checkpoint, tmp_path_factory, data):
+    """A checkpoint of bytes replaced, left out and repeated: none loads but the one that was written."""
+    content = saved(checkpoint)
+    start, size = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 64))
+    broken = content[:start] + data.draw(st.binary(max_size=64)) + content[start + size :]
+    path = tmp_path_factory.getbasetemp() / "broken.ckpt"
+    path.write_bytes(broken)
+    try:
+        loaded = load(path)
+        check(path, loaded)
+    except ValueError as error:
+        assert "\n" not in str(error)
+    else:
+        for name, tensor in checkpoint["state_dict"].items():
+            assert torch.equal(loaded["state_dict"][name], tensor)
