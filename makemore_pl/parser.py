@@ -163,7 +163,8 @@ class Parser(LightningArgumentParser):
             others = [name for name in flags if name and match[1] in flags[name]]
             if others:
                 fail(f"{match[1]} is a flag of {_either(others)}, not of {command}")
-        fail(explain(message, flags.get(command, self._option_string_actions)))
+        ours = self._option_string_actions
+        fail(explain(message, ours if self.command is None else flags.get(command, ours)))
 
 
 def trust(words: Sequence[str]) -> None:

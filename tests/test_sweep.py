@@ -67,11 +67,11 @@ def test_hopeless_trials_are_cut_short(few, monkeypatch):
 
 def test_mistakes_are_one_line(few, monkeypatch, capsys):
     for arguments, message in [
-        (["--trails", "3"], "unrecognized arguments: --trails 3"),
+        (["--trails", "3"], "unknown flag --trails: did you mean --trials?"),
         (["--path", "nowhere.txt", "--trials", "1"], "nowhere.txt: cannot read this word list (No such file or"),
         (["--trials", "0"], "trials 0 and max_steps 500: expected 1 or more"),
         (["--max_steps", "0"], "max_steps 0: expected 1 or more"),
-        (["--accelerator", "abacus"], "accelerator='abacus'"),
+        (["--accelerator", "abacus"], "--trainer.accelerator abacus: expected gpu"),
         (["--storage", "nosuch://x"], "--storage nosuch://x cannot hold a study"),
         (["--storage", "few names.txt"], "--storage few names.txt cannot hold a study"),
         (["--path", "few names.txt", "--max_steps", "4"], "holds a study with other words: name another --storage"),
