@@ -31,7 +31,8 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
     assert result["left"] == []
     assert result["step"] >= 10  # of a checkpoint that can be read
     said = [line for line in result["said"].split("\n") if line.startswith("error: ")]
-    way_on = ": ended all processes of this run; the same command with --ckpt_path last goes on"
+    # A signal may come at a moment between trainings, when there is nothing to go on with.
+    way_on = "(: ended all processes of this run)(; the same command with --ckpt_path last goes on)?"
     expected = {
         "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{way_on}",
         "sleep": rf"error: process \d has stood still for \d+ seconds{way_on}",
