@@ -6,13 +6,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from makemore_pl.datamodule import NamesDataModule
     from makemore_pl.model import MLP
+    from makemore_pl.ngram import NGram
     from makemore_pl.sampling import Sampler
     from makemore_pl.vocabulary import Vocabulary
 
-__all__ = ["MLP", "NamesDataModule", "Sampler", "Vocabulary"]
+__all__ = ["MLP", "NGram", "NamesDataModule", "Sampler", "Vocabulary"]
 __version__ = "0.1.0"
 
-_MODULES = {"MLP": "model", "NamesDataModule": "datamodule", "Sampler": "sampling", "Vocabulary": "vocabulary"}
+_MODULES = {
+    "MLP": "model",
+    "NGram": "ngram",
+    "NamesDataModule": "datamodule",
+    "Sampler": "sampling",
+    "Vocabulary": "vocabulary",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,8 +17,10 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from makemore_pl import figures
+from makemore_pl.comparison import measure
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
+from makemore_pl.ngram import NGram
 from makemore_pl.sampling import Draw, Sampler
 
 NAMES = 10
@@ -98,6 +100,9 @@ class Board(Callback):
 
         self.writer = logger.experiment
         self.writer.add_custom_scalars(charts())
+        counts = data.count("train", "val", together=False)
+        (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
+        self.write_counting(self.writer, trainer.global_step)
         self.write_recipe(self.writer, Path(logger.log_dir, "config.yaml"), pl_module)
         if trainer.global_step == 0:
             self.draw(trainer, pl_module)
@@ -139,6 +144,7 @@ class Board(Callback):
             return
         if trainer.global_step > self.drawn:
             self.draw(trainer, pl_module)
+        self.write_counting(self.writer, trainer.global_step)
         self.write_letters(self.writer, trainer.global_step)
         self.write_hparams(self.writer, trainer, pl_module)
         self.stop()
@@ -215,6 +221,10 @@ class Board(Callback):
             self.still.C.detach().float(), metadata, global_step=step, tag="C", metadata_header=["letter", "kind"]
         )
 
+    def write_counting(self, writer: SummaryWriter, step: int) -> None:
+        """Writes an end of the level line that the validation loss is to fall below."""
+        writer.add_scalar("val/kneser_ney", self.counting.loss, step)
+
     def write_recipe(self, writer: SummaryWriter, config: Path, model: LightningModule) -> None:
         """Writes the run's configuration, or at least the hyperparameters."""
         if config.is_file():
@@ -277,7 +287,7 @@ def charts() -> dict[str, Any]:
     """The layout of the tab Custom Scalars."""
     return {
         "makemore": {
-            "loss": ["Multiline", ["train/loss", "val/loss"]],
+            "loss": ["Multiline", ["train/loss", "val/loss", "val/kneser_ney"]],
             "update to data, log10": ["Multiline", ["update_to_data/.*"]],
             "bits per character": ["Multiline", ["val/bits_per_character"]],
         }

@@ -43,16 +43,21 @@ class WholeCheckpoints(TorchCheckpointIO):
         if "://" in str(path):  # no file: an object store has its own ways
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        buffer = io.BytesIO()
-        torch.save(checkpoint | {"sealed": True}, buffer)
         try:
-            write_whole(Path(path), seal(buffer.getvalue()))
+            write_whole(Path(path), pack(checkpoint))
         except OSError as error:
             raise ValueError(f"{path}: cannot be saved ({error.strerror}); what was saved before is kept") from None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Loads a checkpoint with its seal looked at."""
         return load(path)
+
+
+def pack(checkpoint: dict[str, Any]) -> bytes:
+    """The bytes of a checkpoint, sealed."""
+    buffer = io.BytesIO()
+    torch.save(checkpoint | {"sealed": True}, buffer)
+    return seal(buffer.getvalue())
 
 
 def seal(content: bytes) -> bytes:

@@ -23,11 +23,13 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from makemore_pl.board import Board
 from makemore_pl.callbacks import Progress, StopNotFinite, ValidateLastStep
 from makemore_pl.checkpointing import CheckpointFolder, ExactResume, RunFolder, WholeCheckpoints, find
+from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.interruption import Interruption, ending_quietly
@@ -38,6 +40,7 @@ from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, say, trust
 from makemore_pl.predictions import NamesWriter, Request
 from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
+from makemore_pl.windows import count_words
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
@@ -88,7 +91,7 @@ class CLI(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """The methods of the Trainer that are subcommands, and what of their arguments we give."""
         theirs = LightningCLI.subcommands()
-        ours = {"lr_find": {"model", "datamodule"}, "export": {"model"}}
+        ours = {"lr_find": {"model", "datamodule"}, "export": {"model", "datamodule"}}
         return {name: (theirs | ours)[name] for name in COMMANDS}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -138,6 +141,8 @@ class CLI(LightningCLI):
         self.asked = parser.parse_args(args, linked, defaults=False)[command]
         if self.asked.get("trainer.max_epochs") is not None and "trainer.max_steps" not in self.asked:
             options.trainer.max_steps = -1  # who counts in epochs does not want to stop after our number of steps
+        if command in ("validate", "test"):
+            options.verbose = self.asked.get("verbose", False)  # our own table has more
 
         self.checkpoint: dict[str, Any] | None = None
         self.same_run = command == "fit" and options.ckpt_path == "last"
@@ -230,13 +235,13 @@ class CLI(LightningCLI):
             # All that is wanted are five tensors; the Trainer would look for the callbacks of the training as well.
             self.trainer.precision_plugin.convert_module(self.model)  # 64 bits would not fit into 32
             self.model.load_state_dict(self.checkpoint["state_dict"])
-            path, options.ckpt_path = options.ckpt_path, None
+            self.ckpt_path, options.ckpt_path = options.ckpt_path, None
             if self.subcommand == "predict":
                 options.sample.where = self.datamodule.where
                 # before anything is said or written
                 data = self.datamodule
                 options.sample.prepare(self.model.vocabulary, data.hparams["normalization"], data.source)
-            say(f"checkpoint: {path}")
+            say(f"checkpoint: {self.ckpt_path}")
 
     def before_fit(self) -> None:
         # Besides the weights, each parameter has a gradient, and two moments of AdamW's.
@@ -272,14 +277,58 @@ class CLI(LightningCLI):
             return
         if loss is not None and not torch.isfinite(loss):
             raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
+        model = MLP.load_from_checkpoint(path, "cpu", weights_only=True) if path else self.model
         if path:
             path = os.path.relpath(path)
             say(f"checkpoint: {path}" + (f" (val/loss {loss:.4f})" if loss is not None else ""))
+        if self.datamodule.hparams["val_fraction"]:
+            _, scores = self._compare(model, "val")
+            losses = [f"{name.split(',')[0]} {of[0].loss:.4f}" for name, of in scores.items()][:3]
+            unseen = [f"{score.loss:.4f}" for of in scores.values() for score in of[1:]][:3]
+            line = f"; on words not in train {', '.join(unseen)}" if unseen else ""
+            say(f"compared: {', '.join(losses)}{line}")
+        if path:
             say(f"more names: python -m makemore_pl predict --ckpt_path {path}")
         if log_dir and isinstance(self.trainer.logger, TensorBoardLogger):
             say(f"the curves: tensorboard --logdir {os.path.relpath(Path(log_dir).parent)}")
-        model = MLP.load_from_checkpoint(path, "cpu", weights_only=True) if path else self.model
         print(*model.sample(), sep="\n", flush=True)
+
+    def _compare(self, model: MLP, split: str) -> tuple[list[str], dict[str, list[Score]]]:
+        """Holds a model against counting, on the words of a split and on those of them that it has not seen.
+
+        Returns:
+            What the two are called, and the scores.
+        """
+        data, trainer = self.datamodule, self.trainer
+        device = trainer.strategy.root_device
+        trainer.precision_plugin.convert_module(model.eval().to(device))
+
+        def network(X: Tensor) -> Tensor:
+            with trainer.precision_plugin.forward_context():
+                return model(X.to(device))
+
+        counts = data.count("train", "val", split, together=False)
+        sets = {f"{split}, all words": counts[split]}
+        held_out = split == "test" or data.hparams["val_fraction"]
+        if held_out and not data.in_pieces and len(data.words) <= COUNTED_WORDS and (unseen := data.unseen(split)):
+            sets[f"{split}, {len(unseen):,} words not in train"] = count_words(
+                unseen, model.vocabulary, model.block_size
+            )
+        compared = Comparison(network, counts["train"], counts["val"] if data.hparams["val_fraction"] else None)
+        return list(sets), compared.score(*sets.values())
+
+    def after_validate(self) -> None:
+        """Prints the loss of the network beside that of counting."""
+        self._print_comparison("val")
+
+    def after_test(self) -> None:
+        """Prints the same of the test."""
+        self._print_comparison("test")
+
+    def _print_comparison(self, split: str) -> None:
+        if self.trainer.is_global_zero:
+            sets, scores = self._compare(MLP.load_from_checkpoint(self.ckpt_path, "cpu"), split)
+            print(show(scores, sets), flush=True)
 
     def lr_find(self, **arguments: Any) -> None:
         """Looks for a learning rate, and prints the command that takes it."""
@@ -293,9 +342,9 @@ class CLI(LightningCLI):
         if self.trainer.is_global_zero:
             print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
 
-    def export(self, output: str, **_: Any) -> None:
+    def export(self, output: str, average: list[str] | None, **_: Any) -> None:
         """Writes the checkpoint in another form."""
-        self.trainer.export(self.model, output)
+        self.trainer.export(self.model, self.datamodule, output, average)
         say(f"{output}: {Path(output).stat().st_size:,} bytes")
 
     def predict(self, **_: Any) -> None:

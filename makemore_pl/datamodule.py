@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributed import all_gather_object
 
+from makemore_pl.ngram import NGram, smooth
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
 from makemore_pl.wordlist import Normalization, default_path, hash_words, read_pieces, read_words, split_words
@@ -158,7 +159,10 @@ class NamesDataModule(LightningDataModule):
             the training words.
         split: `shuffled`, as in the lecture; or `hashed`: a hash of its characters decides about each word, so that
             equal words stay together and no process need hold the list: counted in pieces, it may be of any length.
+        unique: shuffle the distinct words, so that equal words stay together; the lecture has some in train and val.
         split_seed: of the shuffle or the hash.
+        smoothing: the share of each training target that is what Kneser-Ney counting expects to come next, in place
+            of what came.
         order_seed: of the order of batches.
 
     Raises:
@@ -177,7 +181,9 @@ class NamesDataModule(LightningDataModule):
         train_fraction: float = 0.8,
         val_fraction: float = 0.1,
         split: Literal["shuffled", "hashed"] = "shuffled",
+        unique: bool = False,
         split_seed: int = 42,
+        smoothing: float = 0.0,
         order_seed: int = 2147483647,
         normalization: Normalization = "NFC",
         max_word_length: int = 1000,
@@ -187,6 +193,8 @@ class NamesDataModule(LightningDataModule):
         for name, size in [*sizes.items(), ("max_word_length", max_word_length)]:
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}: expected 1 or more")
+        if not 0 <= smoothing <= 1:
+            raise ValueError(f"smoothing is {smoothing:g}: expected a share from 0 to 1")
         if counted and (batch_size or replacement):
             raise ValueError(
                 "counted goes with all rows at once: in a part of them, rare contexts would weigh as much as frequent "
@@ -201,6 +209,7 @@ class NamesDataModule(LightningDataModule):
         # Kept for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False)
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.counts: dict[str, tuple[Tensor, Tensor]] = {}
         self.changed: Counter[str] = Counter()  # what of the list was not taken as it stands
         if self.in_pieces and self.is_stream:
             raise ValueError(f"{self.source}: a list in pieces is read more than once, so it must be a file")
@@ -233,7 +242,9 @@ class NamesDataModule(LightningDataModule):
     def _split(self, words: list[str]) -> dict[str, list[str]]:
         hparams = self.hparams
         how = {"shuffled": split_words, "hashed": hash_words}[hparams["split"]]
-        train, val, test = how(words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"])
+        copies = Counter(words) if hparams["unique"] and hparams["split"] == "shuffled" else Counter[str]()
+        parts = how(list(copies) or words, hparams["train_fraction"], hparams["val_fraction"], hparams["split_seed"])
+        train, val, test = ([copy for word in part for copy in [word] * (copies[word] or 1)] for part in parts)
         return {"train": train, "val": val if hparams["val_fraction"] else train, "test": test}
 
     def where(self, words: Iterable[str]) -> list[str]:
@@ -257,6 +268,13 @@ class NamesDataModule(LightningDataModule):
     @staticmethod
     def _by_word(splits: dict[str, list[str]]) -> dict[str, str]:
         return {word: split for split in ("test", "val", "train") for word in splits[split]}
+
+    def unseen(self, split: str) -> list[str] | None:
+        """The words of a split that do not stand in train as well; None where the split sees to it that none does."""
+        if self.hparams["unique"] or self.hparams["split"] == "hashed":
+            return None
+        train = set(self.splits["train"])
+        return [word for word in self.splits[split] if word not in train]
 
     @property
     def in_pieces(self) -> bool:
@@ -284,9 +302,13 @@ class NamesDataModule(LightningDataModule):
         """Builds the tensors of the splits that the stage needs, on the Trainer's device where there is one."""
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
         # Evaluation needs no order, so it always takes the counted form: the same figures, sooner.
-        windows = [split for split in splits if split == "train" and not self.hparams["counted"]]
-        views = self._count([split for split in splits if split not in windows])
-        views |= {split: self.view(split, counted=False) for split in windows}
+        windows, smoothing = "train" in splits and not self.hparams["counted"], self.hparams["smoothing"]
+        views = self.count(*(split for split in splits if split != "train" or not windows or smoothing))
+        if windows:
+            views["train"] = self.view("train", counted=False)
+        if "train" in splits and smoothing:
+            X, Y = views["train"]
+            views["train"] = X, smooth(Y, NGram(*self.counts["train"])(X).exp(), smoothing)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}
 
@@ -295,9 +317,26 @@ class NamesDataModule(LightningDataModule):
         """This process among all: its rank and their number."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def _count(self, splits: list[str]) -> dict[str, tuple[Tensor, Tensor]]:
-        """Counts some splits: of several processes each its share of the words, and then they add up."""
-        rank, world_size = self._place
+    def count(self, *splits: str, together: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
+        """Counts the windows of some splits, each once.
+
+        Args:
+            splits: of `train`, `val` and `test`.
+            together: all processes of a run call this, each counts its share of the words, and they add up; if false,
+                this process counts all.
+
+        Returns:
+            For each split what `count_windows` gives.
+
+        Raises:
+            ValueError: if a split has no words, or a word a character that the vocabulary does not know.
+        """
+        missing = [split for split in splits if split not in self.counts]
+        if missing:
+            self.counts |= self._count(missing, *(self._place if together else (0, 1)))
+        return {split: self.counts[split] for split in splits}
+
+    def _count(self, splits: list[str], rank: int, world_size: int) -> dict[str, tuple[Tensor, Tensor]]:
         counted: Any
         try:
             pieces: Iterable[dict[str, list[str]]]
@@ -343,9 +382,10 @@ class NamesDataModule(LightningDataModule):
         Raises:
             ValueError: if the split has no words, or a word a character that the vocabulary does not know.
         """
+        if counted:
+            return self.count(split, together=False)[split]
         self._require(split, len(self.splits[split]))
-        arguments = self.splits[split], self.vocabulary, self.hparams["block_size"]
-        return count_words(*arguments) if counted else build_windows(*arguments)
+        return build_windows(self.splits[split], self.vocabulary, self.hparams["block_size"])
 
     def train_dataloader(self) -> Batches:
         hparams = self.hparams

@@ -1,52 +1,57 @@
-"""A trained model -> one file for others: a page to play with, ONNX, safetensors."""
+"""A trained model -> one file for others: a page to play with, ONNX, safetensors, a checkpoint."""
 
 import base64
 import json
 import logging
-import os
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 
+from makemore_pl.checkpointing import pack, write_whole
 from makemore_pl.figures import flatten
 from makemore_pl.loading import ARCHITECTURE
 from makemore_pl.model import MLP
 
 
-def export(model: MLP, output: str | Path) -> None:
+def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:
     """Writes the model into one file, of the kind that its name ends in.
 
     `.html`: a page to play with, in any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
     (B, V) float32 for any batch size B, the architecture among its metadata. `.safetensors`: the five tensors as they
-    are, the same metadata. The file appears when it is complete, in place of one that may have been there.
+    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to go on with. The file appears when
+    it is complete, in place of one that may have been there.
 
     Args:
         model: a trained one, on any device.
         output: the file to write.
+        data: the hyperparameters of its NamesDataModule, which a checkpoint keeps.
 
     Raises:
         ValueError: if the name ends otherwise, the file cannot be written, a package is missing, or a weight is not a
             finite number.
     """
     output = Path(output)
-    formats = {".html": as_page, ".onnx": as_onnx, ".safetensors": as_safetensors}
+    formats: dict[str, Callable[[MLP], bytes]] = {
+        ".html": as_page,
+        ".onnx": as_onnx,
+        ".safetensors": as_safetensors,
+        ".ckpt": partial(as_checkpoint, data=data or {}),
+    }
     if output.suffix.lower() not in formats:
-        raise ValueError(f"{output}: expected a name such as playground.html, model.onnx or model.safetensors")
+        raise ValueError(f"{output}: expected a name that ends in {', '.join(formats)}")
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}")
     if not all(tensor.isfinite().all() for tensor in model.parameters()):
         raise ValueError("the model's weights are not all finite numbers; try a smaller --model.lr")
     content = formats[output.suffix.lower()](model)
-    partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        try:
-            partial.write_bytes(content)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(output, content)
     except OSError as error:
         raise ValueError(f"{output}: cannot be written ({error.strerror})") from None
 
@@ -70,6 +75,19 @@ def as_page(model: MLP) -> bytes:
     template = resources.files("makemore_pl").joinpath("playground.html").read_text(encoding="utf-8")
     before, after = template.split("{{model}}")
     return f"{before}{text}{after}".encode()
+
+
+def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> bytes:
+    """The model and the hyperparameters of its data as Lightning keeps them, without the training's state."""
+    checkpoint = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "datamodule_hyper_parameters": dict(data),
+        "pytorch-lightning_version": lightning.__version__,
+        "epoch": 0,
+        "global_step": 0,
+    }
+    return pack(checkpoint)
 
 
 def as_safetensors(model: MLP) -> bytes:

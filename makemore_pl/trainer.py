@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.ensemble import average as combine
 from makemore_pl.export import export
 from makemore_pl.figures import draw_learning_rates
+from makemore_pl.loading import load
 from makemore_pl.model import MLP
 
 LOWEST, HIGHEST = 0.001, 1.0
@@ -69,15 +71,42 @@ class Trainer(pl.Trainer):
                 self.logger.experiment.close()
         return found
 
-    def export(self, model: MLP, output: str) -> None:
+    def export(
+        self, model: MLP, datamodule: NamesDataModule, output: str, average: Sequence[str] | None = None
+    ) -> None:
         """Writes the model in another form.
 
         Args:
             model: with its weights.
-            output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors.
+            datamodule: what it was trained on.
+            output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors; .ckpt.
+            average: further checkpoints, of networks trained on the same words; what is written is one network that is
+                the average of all.
+
+        Raises:
+            ValueError: if a network does not fit the others, or the file cannot be written.
         """
+        models = [model]
+        for path in average or []:
+            require_same_split(path, load(path).get("datamodule_hyper_parameters", {}), datamodule.hparams)
+            models.append(MLP.load_from_checkpoint(path, "cpu"))
         if self.is_global_zero:
-            export(model, output)
+            export(combine(models) if average else model, output, datamodule.hparams)
+
+
+SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
+"""The hyperparameters that decide which words are trained on."""
+
+
+def require_same_split(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint trained on other words: some of them would pass for unseen ones.
+
+    Raises:
+        ValueError: if it is one.
+    """
+    for name in SPLIT:
+        if theirs.get(name) != ours[name]:
+            raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
 
 
 class _Losses(Callback):

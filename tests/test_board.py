@@ -1,4 +1,5 @@
 import io
+import math
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.board import Board, escape, frequent_contexts, update_to_data
@@ -229,10 +231,22 @@ def test_the_charts_have_what_they_name(shown):
     found = events(shown[0])
     layout = found.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0]
     tags = re.findall(rb"[a-z_]+/[a-z_.*]+", layout)
-    assert len(tags) == 4
+    assert len(tags) == 5
     scalars = found.Tags()["scalars"]
     for tag in tags:
         assert any(re.fullmatch(tag.decode(), scalar) for scalar in scalars)
+
+
+def test_counting_is_a_level_line_beside_the_loss(shown, names):
+    first, last = events(shown[0]).Scalars("val/kneser_ney")
+    assert (first.step, last.step) == (0, 47)
+    assert first.value == last.value
+    train, val, _ = notebook.split(names[:60])
+    X, Y = notebook.build_dataset(val, notebook.stoi(names))
+    # The alphabet is that of all names: 26 letters, also where 60 names lack one.
+    slow = kneser_ney(train, 3, notebook.stoi(names))
+    nll = [-math.log(slow(tuple(x), y)) for x, y in zip(X.tolist(), Y.tolist(), strict=True)]
+    assert first.value == pytest.approx(sum(nll) / len(nll), rel=1e-6)
 
 
 def test_the_projector_has_the_letters(towns, tmp_path, caplog):

@@ -55,13 +55,14 @@ def test_fit_ends_with_names_and_the_way_on(default_fit):
     assert len(fit.stdout.split("\n")) == 21
     assert all(name.isascii() and name.isalpha() for name in fit.stdout.split())
     path = Path("lightning_logs", "version_0", "checkpoints", "best.ckpt")
-    first, *progress, checkpoint, names, curves = fit.stderr.rstrip("\n").split("\n")
+    first, *progress, checkpoint, compared, names, curves = fit.stderr.rstrip("\n").split("\n")
     assert first == (
         "32,033 words (25,626 train / 3,203 val / 3,204 test), 29,494 distinct, 26 characters, 11,897 parameters"
     )
     assert progress
     assert all(line.startswith("step ") for line in progress)
     assert checkpoint.startswith(f"checkpoint: {path} (val/loss 2.0")
+    assert compared.startswith("compared: network 2.0")
     assert names == f"more names: python -m makemore_pl predict --ckpt_path {path}"
     assert curves == "the curves: tensorboard --logdir lightning_logs"
 
@@ -142,14 +143,16 @@ def test_validate_and_test_judge_the_checkpoint_on_its_own_split(stage, default_
     folder, _ = default_fit
     monkeypatch.chdir(folder)
     before = files(folder)
-    status, out, _ = call(stage)
+    status, out, _ = call(stage, "--verbose", "true")
     assert status == 0
     checkpoint = torch.load(folder / "lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
     words = notebook.split(names)[1 if stage == "validate" else 2]
     X, Y = notebook.build_dataset(words, notebook.stoi(names))
     loss = notebook.negative_log_likelihood(checkpoint["state_dict"], X, Y).item()
-    (printed,) = re.findall(rf"{'val' if stage == 'validate' else 'test'}/loss\W+([\d.]+)", out)
-    assert float(printed) == pytest.approx(loss, rel=1e-6)
+    (logged,) = re.findall(rf"{'val' if stage == 'validate' else 'test'}/loss\W+([\d.]+)", out)
+    assert float(logged) == pytest.approx(loss, rel=1e-6)
+    (printed, _) = re.findall(r"(?m)^network +([\d.]+)", out)
+    assert float(printed) == pytest.approx(loss, abs=1e-4)
     assert files(folder) == before
 
 
@@ -182,7 +185,7 @@ def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
         "of the list, 1 blank line dropped, the space around 1 word dropped, 1 word put into the form NFC "
         "(--data.normalization)\nstep "
     )
-    assert err.count("\n") == 6
+    assert err.count("\n") == 7
     (folder / "score.txt").write_text("Zoe\u0301\n", encoding="utf-8")
     assert call("predict", "--sample.score", "score.txt")[1].endswith("\tZoé\n")
     assert call("predict", "--sample.prompt", "Zoe\u0301", "--sample.num_names", 1)[1].startswith("Zoé")
@@ -253,7 +256,7 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
-    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 5, err
+    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 6, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")

@@ -8,14 +8,16 @@ from conftest import ROOT
 PACKAGE = ROOT / "makemore_pl"
 
 MAY_IMPORT = {
-    "__init__": {"datamodule", "model", "sampling", "vocabulary"},
+    "__init__": {"datamodule", "model", "ngram", "sampling", "vocabulary"},
     "__main__": {"cli"},
     "checkpointing": {"datamodule", "loading"},
     "loading": set(),
     "memory": set(),
     "interruption": {"datamodule", "watchdog"},
     "figures": {"vocabulary"},
-    "board": {"datamodule", "figures", "model", "sampling"},
+    "ngram": {"vocabulary", "windows"},
+    "comparison": {"ngram", "sampling", "windows"},
+    "board": {"comparison", "datamodule", "figures", "model", "ngram", "sampling"},
     "vocabulary": set(),
     "wordlist": set(),
     "watchdog": set(),
@@ -25,16 +27,17 @@ MAY_IMPORT = {
     "sampling": {"vocabulary"},
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "loading", "memory", "sampling", "scoring", "vocabulary"},
-    "datamodule": {"vocabulary", "windows", "wordlist"},
+    "datamodule": {"ngram", "vocabulary", "windows", "wordlist"},
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
-    "export": {"figures", "loading", "model"},
-    "trainer": {"datamodule", "export", "figures", "model"},
+    "ensemble": {"model"},
+    "export": {"checkpointing", "figures", "loading", "model"},
+    "trainer": {"datamodule", "ensemble", "export", "figures", "loading", "model"},
     "parser": set(),
     "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser"},
     "cli": {
-        *("board", "callbacks", "checkpointing", "datamodule", "faststeps", "interruption", "loading", "memory"),
-        *("model", "parser", "predictions", "trainer", "watchdog"),
+        *("board", "callbacks", "checkpointing", "comparison", "datamodule", "faststeps", "interruption", "loading"),
+        *("memory", "model", "parser", "predictions", "trainer", "watchdog", "windows"),
     },
 }
 
@@ -56,6 +59,7 @@ def test_imports_run_one_way(room):
     ours = {name.split(".")[1] for name in imported if name.startswith("makemore_pl.")} - {"__version__"}
     assert ours <= MAY_IMPORT[room]
     plain = {"figures", "gradient", "loading", "memory", "sampling", "scoring", "vocabulary", "windows", "wordlist"}
+    plain |= {"comparison", "ngram"}
     if room in plain:
         assert not any(name.startswith("lightning") for name in imported)
 

@@ -122,7 +122,10 @@ def test_export_on_the_command_line(default_fit, call, monkeypatch, tmp_path):
     assert size < 300_000
     for flags, message in [
         ([], "--output is missing; --help says what it is for"),
-        (["--output", tmp_path / "page.pdf"], f"{tmp_path / 'page.pdf'}: expected a name such as playground.html"),
+        (
+            ["--output", tmp_path / "page.pdf"],
+            f"{tmp_path / 'page.pdf'}: expected a name that ends in .html, .onnx, .safetensors, .ckpt",
+        ),
         (["--output", "x.html", "--ckpt_path", "gone"], "--ckpt_path gone: no such file"),
     ]:
         status, out, err = call("export", *flags)

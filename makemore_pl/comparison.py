@@ -1,0 +1,161 @@
+"""A network beside counting, their mixture and chance, over the same windows. Knows no Lightning.
+
+Shapes: B and M distinct contexts, T block size (context length), V vocabulary size.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from makemore_pl.ngram import NGram
+from makemore_pl.sampling import NextLogits
+from makemore_pl.windows import align_counts
+
+Counted = tuple[Tensor, Tensor]
+"""Contexts (M, T) int64 and how often each character came next (M, V) int64, as `count_windows` gives them."""
+
+CONTEXTS_AT_ONCE = 2**15
+"""Contexts that are looked at together."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How well next characters were predicted.
+
+    Args:
+        loss: the mean negative log likelihood, natural.
+        top1: the share of characters that were thought the likeliest.
+        top5: the share that was among the five likeliest.
+    """
+
+    loss: float
+    top1: float
+    top5: float
+
+    @property
+    def perplexity(self) -> float:
+        """Among how many equally likely characters one would have to guess."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_character(self) -> float:
+        """The loss to base 2."""
+        return self.loss / math.log(2)
+
+
+class Mixture:
+    """The probabilities of two predictors, mixed (Bengio et al. 2003, section 4.2, where the other is a trigram).
+
+    Args:
+        first: contexts (B, T) int64 -> logits (B, V).
+        second: the same.
+        weight: the share of the first.
+    """
+
+    def __init__(self, first: NextLogits, second: NextLogits, weight: float) -> None:
+        self.first, self.second, self.weight = first, second, weight
+
+    def __call__(self, context: Tensor) -> Tensor:
+        """Computes the logarithms of the mixed probabilities, (B, V) float64."""
+        first, second = log_probabilities(self.first, context), log_probabilities(self.second, context)
+        # log(w p + (1 - w) q), without leaving the logarithms: a probability may be too small for a float.
+        weight = torch.tensor([self.weight, 1 - self.weight], dtype=torch.float64).log()
+        return torch.logaddexp(first + weight[0], second + weight[1])
+
+
+class Comparison:
+    """A network, Kneser-Ney over its training windows, the two mixed, and chance.
+
+    Args:
+        network: contexts (B, T) int64 -> logits (B, V).
+        train: what the network learnt from, and the counting counts.
+        val: the windows that the weight of the mixture is chosen on; None for no mixture.
+    """
+
+    def __init__(self, network: NextLogits, train: Counted, val: Counted | None) -> None:
+        self.network, self.counting = network, NGram(*train)
+        self.weight = None if val is None else best_weight(network, self.counting, val)
+
+    def score(self, *counted: Counted) -> dict[str, list[Score]]:
+        """Scores each of them on some sets of windows: its name -> a score for each set."""
+        predictors: dict[str, NextLogits] = {"network": self.network, "Kneser-Ney": self.counting}
+        if self.weight is not None:
+            mixture = Mixture(self.network, self.counting, self.weight)
+            predictors[f"mixed, {self.weight:.2f} of the network"] = mixture
+        scores = {name: measure(predictor, *counted) for name, predictor in predictors.items()}
+        V = self.counting.vocab_size
+        return scores | {"uniform": [Score(math.log(V), 1 / V, min(5, V) / V)] * len(counted)}
+
+
+def log_probabilities(predictor: NextLogits, context: Tensor) -> Tensor:
+    """Computes the logarithms of the probabilities of the next character, (B, V) float64 on the CPU."""
+    return torch.log_softmax(predictor(context).cpu().double(), dim=1)
+
+
+@torch.no_grad()
+def measure(predictor: NextLogits, *counted: Counted) -> list[Score]:
+    """Scores a predictor on some sets of windows, looking at each context once."""
+    X, counts = align_counts(*counted)
+    sums = torch.zeros(len(counted), 3, dtype=torch.float64)
+    for part in range(0, len(X), CONTEXTS_AT_ONCE):
+        rows = slice(part, part + CONTEXTS_AT_ONCE)
+        log_p = log_probabilities(predictor, X[rows])
+        likeliest = log_p.topk(min(5, log_p.shape[1]), dim=1).indices
+        for total, Y in zip(sums, counts, strict=True):
+            nll, hits = cross_entropy(log_p, Y[rows]), Y[rows].gather(1, likeliest)
+            total += torch.stack([nll, hits[:, 0].sum().double(), hits.sum().double()])
+    return [Score(*(total / Y.sum()).tolist()) for total, Y in zip(sums, counts, strict=True)]
+
+
+def cross_entropy(log_p: Tensor, counts: Tensor) -> Tensor:
+    """Computes the sum of the negative log likelihoods; what never came next counts nothing, however unlikely."""
+    return -torch.where(counts > 0, counts * log_p, 0.0).sum()
+
+
+def entropy(counts: Tensor) -> float:
+    """Computes the conditional entropy of next characters (M, V) given their contexts.
+
+    No predictor of these contexts has a smaller mean loss on them: the floor.
+    """
+    log_p = (counts.double() / counts.sum(dim=1, keepdim=True)).log()
+    return float(cross_entropy(log_p, counts) / counts.sum())
+
+
+@torch.no_grad()
+def best_weight(first: NextLogits, second: NextLogits, counted: Counted) -> float:
+    """Finds the share of the first in the mixture with the smallest loss.
+
+    By expectation maximisation: no step makes the loss larger, and it has one minimum, since it is convex in the share.
+    """
+    X, counts = counted
+    row, y = counts.nonzero(as_tuple=True)
+    n = counts[row, y].double()
+
+    def likelihoods(predictor: NextLogits) -> Tensor:
+        parts = [log_probabilities(predictor, x) for x in torch.split(X, CONTEXTS_AT_ONCE)]
+        return torch.cat(parts)[row, y]
+
+    ratio, weight = (likelihoods(second) - likelihoods(first)).exp(), 0.5
+    for _ in range(200):
+        before, weight = weight, float((n / (1 + (1 / weight - 1) * ratio)).sum() / n.sum())
+        if abs(weight - before) < 1e-6 or weight < 1e-6:
+            break
+    return weight
+
+
+def show(scores: dict[str, list[Score]], sets: Sequence[str]) -> str:
+    """Draws scores as a table, a block for each set."""
+    blocks = []
+    for place, name in enumerate(sets):
+        lines = [f"{name:30}{'loss':>8}{'perplexity':>12}{'bits':>8}{'top 1':>8}{'top 5':>8}"]
+        for who, of in scores.items():
+            score = of[place]
+            lines.append(
+                f"{who:30}{score.loss:8.4f}{score.perplexity:12.2f}{score.bits_per_character:8.3f}"
+                f"{score.top1:8.1%}{score.top5:8.1%}"
+            )
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks)
