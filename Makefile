@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help install fit predict tensorboard test torture lint check audit bench gpu clean
+.PHONY: help install fit predict tensorboard test torture lint check audit bench records gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -45,6 +45,9 @@ audit: install ## look the tested versions up among the known vulnerabilities, w
 
 bench: install ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
 	$(BIN)/python benchmarks/run.py $(ARGS)
+
+records: install ## train the recipes that beat counting, three seeds each (about half an hour); ARGS='--only smoothed'
+	$(BIN)/python benchmarks/records.py $(ARGS)
 
 gpu: install ## test and measure on a GPU; says so where there is none
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py
