@@ -162,7 +162,7 @@ class NamesDataModule(LightningDataModule):
         unique: shuffle the distinct words, so that equal words stay together; the lecture has some in train and val.
         split_seed: of the shuffle or the hash.
         smoothing: the share of each training target that is what Kneser-Ney counting expects to come next, in place
-            of what came.
+            of what came; train/loss is then measured against such targets.
         order_seed: of the order of batches.
 
     Raises:

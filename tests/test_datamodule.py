@@ -4,8 +4,9 @@ from collections import Counter
 import notebook
 import pytest
 import torch
+from test_ngram import kneser_ney
 
-from makemore_pl import NamesDataModule, Vocabulary, wordlist
+from makemore_pl import MLP, NamesDataModule, Vocabulary, wordlist
 from makemore_pl.datamodule import Batches
 from makemore_pl.wordlist import hash_words
 
@@ -48,6 +49,63 @@ def test_a_given_vocabulary_must_cover_the_list(tmp_path):
 def test_sizes_outside_their_range_are_refused(name):
     with pytest.raises(ValueError, match=f"{name} is 0: expected 1 or more"):
         NamesDataModule(**{name: 0})
+
+
+# Targets smoothed by counting, and copies of a word in one split.
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_smoothed_targets_are_what_came_and_what_counting_expects(counted):
+    data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, block_size=2)
+    data.setup("fit")
+    words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
+    X, Y = data.tensors["train"]
+    slow, expected = kneser_ney(words, 2, stoi), {}
+    windows = (tensor.tolist() for tensor in notebook.build_dataset(words, stoi, 2))
+    for x, y in zip(*windows, strict=True):
+        expected.setdefault(tuple(x), Counter())[y] += 1
+    for x, target in list(zip(X.tolist(), Y, strict=True))[::50]:
+        came = expected[tuple(x)]
+        p = torch.tensor([slow(tuple(x), y) for y in range(27)])
+        if counted:
+            seen = torch.tensor([float(came[y]) for y in range(27)])
+            torch.testing.assert_close(target, 0.7 * seen + 0.3 * came.total() * p)
+        else:
+            (y,) = (target - 0.3 * p > 0.6).nonzero()
+            assert came[y.item()]
+            torch.testing.assert_close(target, 0.3 * p + 0.7 * torch.eye(27)[y[0]])
+    X, Y = data.tensors["val"]
+    assert Y.dtype == torch.int64  # what is measured is not smoothed
+
+
+def test_both_views_of_smoothed_targets_have_one_loss():
+    losses = []
+    for counted in (True, False):
+        data = NamesDataModule(num_words=400, counted=counted, smoothing=0.5)
+        data.setup("fit")
+        X, Y = data.tensors["train"]
+        model = MLP(init="lecture").double()
+        losses.append(model.loss(model(X), Y).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_copies_of_a_word_stay_together(names):
+    words = names[:1000] + names[:500] + names[:10]
+    data = NamesDataModule(unique=True, num_words=None)
+    data._list = words
+    splits = data.splits
+    assert sum(map(Counter, splits.values()), Counter()) == Counter(words)
+    assert not set(splits["train"]) & set(splits["val"]) | set(splits["val"]) & set(splits["test"])
+    assert not set(splits["train"]) & set(splits["test"])
+    # The distinct words are shuffled and cut as the lecture does it with all.
+    for split, expected in zip(splits.values(), notebook.split(dict.fromkeys(words)), strict=True):
+        assert list(dict.fromkeys(split)) == expected
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_smoothing_outside_its_range_is_refused(share):
+    with pytest.raises(ValueError, match=r"smoothing is \S+: expected a share from 0 to 1"):
+        NamesDataModule(smoothing=share)
 
 
 ROWS = torch.arange(10), torch.arange(10) * 2

@@ -16,6 +16,7 @@ DATA = {
     "counted": {},
     "all windows": {"counted": False},
     "minibatch": {"batch_size": 16},
+    "smoothed": {"batch_size": 16, "smoothing": 0.5},
     "replacement": {"batch_size": 16, "replacement": True},
     "all drawn anew": {"replacement": True},
 }
