@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
 from makemore_pl import figures
-from makemore_pl.comparison import measure
+from makemore_pl.comparison import Score, measure
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram
@@ -100,8 +100,10 @@ class Board(Callback):
 
         self.writer = logger.experiment
         self.writer.add_custom_scalars(charts())
-        counts = data.count("train", "val", together=False)
-        (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
+        self.counting: Score | None = None
+        if data.hparams["counted"] or self.looks_up:
+            counts = data.count("train", "val", together=False)
+            (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
         self.write_counting(self.writer, trainer.global_step)
         self.write_recipe(self.writer, Path(logger.log_dir, "config.yaml"), pl_module)
         if trainer.global_step == 0:
@@ -223,7 +225,8 @@ class Board(Callback):
 
     def write_counting(self, writer: SummaryWriter, step: int) -> None:
         """Writes an end of the level line that the validation loss is to fall below."""
-        writer.add_scalar("val/kneser_ney", self.counting.loss, step)
+        if self.counting is not None:
+            writer.add_scalar("val/kneser_ney", self.counting.loss, step)
 
     def write_recipe(self, writer: SummaryWriter, config: Path, model: LightningModule) -> None:
         """Writes the run's configuration, or at least the hyperparameters."""

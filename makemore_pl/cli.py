@@ -307,15 +307,16 @@ class CLI(LightningCLI):
             with trainer.precision_plugin.forward_context():
                 return model(X.to(device))
 
-        counts = data.count("train", "val", split, together=False)
+        few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
+        counting = ["train", "val"] if few or data.hparams["counted"] else []  # what is not counted yet may not fit
+        counts = data.count(*dict.fromkeys([*counting, split]), together=False)
         sets = {f"{split}, all words": counts[split]}
-        held_out = split == "test" or data.hparams["val_fraction"]
-        if held_out and not data.in_pieces and len(data.words) <= COUNTED_WORDS and (unseen := data.unseen(split)):
+        if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
             sets[f"{split}, {len(unseen):,} words not in train"] = count_words(
                 unseen, model.vocabulary, model.block_size
             )
-        compared = Comparison(network, counts["train"], counts["val"] if data.hparams["val_fraction"] else None)
-        return list(sets), compared.score(*sets.values())
+        held_out = counts.get("val") if data.hparams["val_fraction"] else None
+        return list(sets), Comparison(network, counts.get("train"), held_out).score(*sets.values())
 
     def after_validate(self) -> None:
         """Prints the loss of the network beside that of counting."""

@@ -71,22 +71,25 @@ class Comparison:
 
     Args:
         network: contexts (B, T) int64 -> logits (B, V).
-        train: what the network learnt from, and the counting counts.
+        train: what the network learnt from, and the counting counts; None for no counting.
         val: the windows that the weight of the mixture is chosen on; None for no mixture.
     """
 
-    def __init__(self, network: NextLogits, train: Counted, val: Counted | None) -> None:
-        self.network, self.counting = network, NGram(*train)
-        self.weight = None if val is None else best_weight(network, self.counting, val)
+    def __init__(self, network: NextLogits, train: Counted | None, val: Counted | None) -> None:
+        self.predictors = {"network": network}
+        self.weight: float | None = None  # of the network in the mixture
+        if train is None:
+            return
+        counting = self.predictors["Kneser-Ney"] = NGram(*train)
+        if val is not None:
+            self.weight = best_weight(network, counting, val)
+            mixture = Mixture(network, counting, self.weight)
+            self.predictors[f"mixed, {self.weight:.2f} of the network"] = mixture
 
     def score(self, *counted: Counted) -> dict[str, list[Score]]:
         """Scores each of them on some sets of windows: its name -> a score for each set."""
-        predictors: dict[str, NextLogits] = {"network": self.network, "Kneser-Ney": self.counting}
-        if self.weight is not None:
-            mixture = Mixture(self.network, self.counting, self.weight)
-            predictors[f"mixed, {self.weight:.2f} of the network"] = mixture
-        scores = {name: measure(predictor, *counted) for name, predictor in predictors.items()}
-        V = self.counting.vocab_size
+        scores = {name: measure(predictor, *counted) for name, predictor in self.predictors.items()}
+        V = counted[0][1].shape[1]
         return scores | {"uniform": [Score(math.log(V), 1 / V, min(5, V) / V)] * len(counted)}
 
 
