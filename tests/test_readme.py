@@ -121,3 +121,18 @@ def test_the_table_of_speeds_is_the_last_one_measured():
     for row in rows:
         assert f"| {row['work']} |" in README
         assert f"**{row['ratio']:.3g}** | {row['lowest']:.3g} to {row['highest']:.3g} |" in README
+
+
+def test_the_table_of_records_is_the_last_one_measured():
+    results = json.loads((ROOT / "benchmarks/records.json").read_text())
+    assert len(results["rows"]) == 4
+    for row in results["rows"]:
+        assert f"| {' | '.join(map(str, row['cells']))} |" in README
+        in_time = max(run["seconds"] for run in row["seeds"]) <= 60 * row["minutes"]
+        assert row["reached"] == (in_time and row["val"] <= row["at_least"])
+        for run in row["seeds"]:
+            assert run["network"]["train"] > run["floor"]
+            assert run["mixed"]["val"] <= run["network"]["val"]
+    for losses in results["Kneser-Ney"].values():
+        figures = " | ".join(f"{losses[split]:.4f}" for split in ("floor", "train", "val", "test", "unseen val"))
+        assert f"| {figures} |" in README
