@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributed import all_gather_object
 
+from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
@@ -308,6 +309,7 @@ class NamesDataModule(LightningDataModule):
             views["train"] = self.view("train", counted=False)
         if "train" in splits and smoothing:
             X, Y = views["train"]
+            require_memory(32 * len(X) * len(self.vocabulary), "targets smoothed by counting")
             views["train"] = X, smooth(Y, NGram(*self.counts["train"])(X).exp(), smoothing)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_ngram import kneser_ney
 
-from makemore_pl import MLP, NamesDataModule, Vocabulary, wordlist
+from makemore_pl import MLP, NamesDataModule, Vocabulary, memory, wordlist
 from makemore_pl.datamodule import Batches
 from makemore_pl.wordlist import hash_words
 
@@ -100,6 +100,14 @@ def test_copies_of_a_word_stay_together(names):
     # The distinct words are shuffled and cut as the lecture does it with all.
     for split, expected in zip(splits.values(), notebook.split(dict.fromkeys(words)), strict=True):
         assert list(dict.fromkeys(split)) == expected
+
+
+def test_smoothed_targets_beyond_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
+    data = NamesDataModule(num_words=400, counted=False, smoothing=0.5)
+    with pytest.raises(ValueError, match="targets smoothed by counting would take"):
+        data.setup("fit")
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "sampling": {"vocabulary"},
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "loading", "memory", "sampling", "scoring", "vocabulary"},
-    "datamodule": {"ngram", "vocabulary", "windows", "wordlist"},
+    "datamodule": {"memory", "ngram", "vocabulary", "windows", "wordlist"},
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
     "ensemble": {"model"},
