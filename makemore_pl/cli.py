@@ -33,7 +33,7 @@ from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.interruption import Interruption, ending_quietly
-from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check, load, refuse_url
+from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check, check_resume, load, refuse_url
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
 from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, say, trust
@@ -220,9 +220,10 @@ class CLI(LightningCLI):
             return
         options = self.config_init[self.config["subcommand"]]
         if self.subcommand == "fit":
+            loop, optimizer = self.trainer.fit_loop.state_dict(), self.model.configure_optimizers().state_dict()
+            callbacks = {each.state_key: each.state_dict() for each in self.trainer.checkpoint_callbacks}
+            check_resume(options.ckpt_path, self.checkpoint, loop, optimizer, callbacks)
             self.model.on_load_checkpoint(self.checkpoint)  # refuses another alphabet before a folder is made
-            if "optimizer_states" not in self.checkpoint:
-                raise ValueError(f"{options.ckpt_path}: this checkpoint has no optimizer state to go on with")
             epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
             for limit, done in [("max_steps", self.checkpoint["global_step"]), ("max_epochs", epochs)]:
                 if 0 < (options.trainer[limit] or 0) <= done:
@@ -440,7 +441,7 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
             problem = problem or (error if isinstance(error, ValueError) else ValueError(missing))
             continue
         if problem is not None:
-            say(f"warning: {problem}; taking {path}, step {checkpoint['global_step']:,}, in its place")
+            say(f"warning: {problem}; taking {path}, step {checkpoint.get('global_step', 0):,}, in its place")
         return str(path), checkpoint
     logs = Path(root or "") / "lightning_logs"
     raise problem or ValueError(

@@ -2,14 +2,18 @@
 
 import hashlib
 import io
+import pickletools
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from makemore_pl.memory import require_memory
 
 ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
 """The hyperparameters that give the five tensors their shapes and meaning."""
@@ -19,6 +23,17 @@ SEAL = b"makemore_pl sha256 "
 
 DIGEST = 64
 """Its digits."""
+
+CALLS = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
+)
+"""What the pickle in a checkpoint may name; torch lets more pass, some of which takes any amount of memory."""
+
+FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+PARAMETERS = "C", "W1", "b1", "W2", "b2"
+"""In the order that the optimizer knows them by."""
 
 
 class BrokenCheckpointError(ValueError):
@@ -37,6 +52,10 @@ def load(path: str | Path) -> dict[str, Any]:
         OSError: if it cannot be read.
     """
     refuse_url(path)
+    size = Path(path).stat().st_size
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError(f"{path}: not a checkpoint, but a folder or a device; name a file")
+    require_memory(3 * size, f"{path}: reading it")  # the bytes, those of the pickle's reader, and the tensors
     return unpack(Path(path).read_bytes(), path)
 
 
@@ -53,6 +72,7 @@ def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
             if packed or sum(record.file_size for record in records) > len(content):
                 raise BrokenCheckpointError(f"{path}: not a checkpoint: it would unpack to more than it is")
             bad = None if sealed else archive.testzip()
+        refuse_calls(content, path)
         # Said explicitly, it also holds where TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except BrokenCheckpointError:
@@ -63,6 +83,22 @@ def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
     if bad or (not sealed and isinstance(checkpoint, dict) and checkpoint.get("sealed")):
         raise BrokenCheckpointError(f"{path}: this checkpoint is broken: it has lost its checksum")
     return checkpoint
+
+
+def refuse_calls(content: bytes, path: str | Path) -> None:
+    """Refuses a pickle that names more than tensors and plain values need.
+
+    Raises:
+        BrokenCheckpointError: if it does.
+    """
+    if not content.startswith(b"PK\3\4"):
+        raise BrokenCheckpointError(f"{path}: not a checkpoint: it does not begin as a zip archive")
+    # As torch finds the pickle in the archive: other readers may see another one.
+    pickled = torch._C.PyTorchFileReader(io.BytesIO(content)).get_record("data.pkl")
+    for operation, name, _ in pickletools.genops(pickled):
+        # torch.save writes no other operation that names something, and torch.load takes none.
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not CALLS.fullmatch(str(name)):
+            raise BrokenCheckpointError(f"{path}: not a checkpoint of makemore_pl: it calls {str(name)[:60]!r}")
 
 
 def refuse_url(path: str | Path) -> None:
@@ -94,13 +130,21 @@ def check(path: str | Path, checkpoint: Any) -> None:
         )
     for group in (hparams, checkpoint.get("datamodule_hyper_parameters", {})):
         check_values(path, group)
+    if type(checkpoint.get("global_step", 0)) is not int:
+        raise ValueError(f"{path}: not a checkpoint of makemore_pl: its global_step is no whole number")
     V, (T, E, H) = len(hparams["vocabulary"] or "") + 1, (hparams[name] for name in ARCHITECTURE[1:])
-    shapes = {"C": (V, E), "W1": (T * E, H), "b1": (H,), "W2": (H, V), "b2": (V,)}
+    shapes = dict(zip(PARAMETERS, [(V, E), (T * E, H), (H,), (H, V), (V,)], strict=True))
     if tensors.keys() != shapes.keys():
         raise ValueError(
             f"{path}: a checkpoint of another version of makemore_pl, with the tensors {', '.join(map(str, tensors))}: "
             "train again"
         )
+    for tensor in find_tensors(checkpoint):
+        # Of the others, some do not even have a shape.
+        plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
+        plain = plain and not tensor.is_nested and not tensor.is_quantized
+        if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: not a checkpoint of makemore_pl: a tensor claims numbers that are not there")
     for name, shape in shapes.items():
         found = tuple(getattr(tensors[name], "shape", ()))
         if found != shape:
@@ -108,9 +152,8 @@ def check(path: str | Path, checkpoint: Any) -> None:
                 f"{path}: this checkpoint does not fit together: {name} is {found}, "
                 f"and its hyperparameters make that {shape}"
             )
-    for tensor in find_tensors(checkpoint):
-        if tensor.layout != torch.strided or tensor.is_meta or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{path}: not a checkpoint of makemore_pl: a tensor claims numbers that are not there")
+        if tensors[name].dtype not in FLOATS:
+            raise ValueError(f"{path}: not a checkpoint of makemore_pl: {name} is of {tensors[name].dtype}")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path}: not all weights are finite numbers: that training failed; try a smaller --model.lr")
     for name in find_saved_paths(checkpoint):
@@ -123,13 +166,15 @@ def check_values(path: str | Path, hparams: Any) -> None:
     Raises:
         ValueError: if there is one, or one of the architecture is of another type or below 1.
     """
-    for name, value in hparams.items() if isinstance(hparams, dict) else [("hyper_parameters", hparams)]:
+    if not isinstance(hparams, dict):
+        raise ValueError(f"{path}: not a checkpoint of makemore_pl: its hyperparameters have no names")
+    for name, value in hparams.items():
         if name in ARCHITECTURE[1:]:
             fits = type(value) is int and value >= 1
         elif name == "vocabulary":
             fits = isinstance(value, str | None)
         else:
-            special = str(name).startswith(("_", "class_path", "init_args", "dict_kwargs"))
+            special = not isinstance(name, str) or name.startswith(("_", "class_path", "init_args", "dict_kwargs"))
             fits = isinstance(value, str | int | float | None) and not special
         if not fits:
             raise ValueError(f"{path}: not a checkpoint of makemore_pl: {str(name)[:40]} is not what a model takes")
@@ -161,9 +206,106 @@ def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
         if not isinstance(state, dict) or "dirpath" not in state:
             continue
         saved = [state.get(name) for name in ("best_model_path", "kth_best_model_path", "last_model_path")]
-        saved += state.get("best_k_models") or {}
+        kept = state.get("best_k_models") or {}
+        saved += kept if isinstance(kept, dict) else [str(kept)]
         for path in map(str, filter(None, saved)):
             # A folder named relative to the current one may begin with it.
             parts = Path(path.removeprefix(str(state["dirpath"]))).parts
             if ".." in list(dropwhile("..".__eq__, parts)):
                 yield path
+
+
+def check_resume(
+    path: str | Path,
+    checkpoint: Mapping[str, Any],
+    loop: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    callbacks: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Refuses what a training cannot go on from, of what `check` let pass: fused optimizers look at no shapes.
+
+    Args:
+        path: of the checkpoint, for the errors.
+        checkpoint: what it holds.
+        loop: what the training's loop would save before the first step: the checkpoint's must be of that form.
+        optimizer: what its optimizer would.
+        callbacks: what its ModelCheckpoints would, by their keys.
+
+    Raises:
+        ValueError: if so; it says what it is.
+    """
+    if "optimizer_states" not in checkpoint:  # as in those that `export` writes
+        raise ValueError(f"{path}: this checkpoint has no optimizer state to go on with")
+    misfit = next(find_misfits(checkpoint, loop, optimizer, callbacks), None)
+    if misfit is not None:
+        raise ValueError(f"{path}: not a checkpoint to go on with: its {misfit} is not what this training would save")
+
+
+def find_misfits(
+    checkpoint: Mapping[str, Any],
+    loop: Mapping[str, Any],
+    optimizer: Mapping[str, Any],
+    callbacks: Mapping[str, Mapping[str, Any]],
+) -> Iterator[str]:
+    """Finds what does not fit. Only the first is sure to be there: what follows relies on what was looked at before."""
+    for name, form in {"global_step": 0, "lr_schedulers": [], "loops": {}, "callbacks": {}}.items():
+        yield from compare(checkpoint.get(name), form, name)
+    version = checkpoint.get("pytorch-lightning_version")
+    if not isinstance(version, str) or not re.fullmatch(r"2(\.\d+)+\w*", version):
+        yield "version of Lightning"
+
+    found = checkpoint["loops"].get("fit_loop")
+    yield from compare(found, loop, "fit_loop")
+    yield from compare(found["state_dict"].get("combined_loader", [{"step": 0}]), [{"step": 0}], "combined_loader")
+    for key in callbacks.keys() & checkpoint["callbacks"].keys():
+        saved = checkpoint["callbacks"][key]
+        yield from compare(saved, callbacks[key], "ModelCheckpoint")
+        for item in saved["best_k_models"].items():
+            yield from compare(list(item), ["", None], "best_k_models")
+
+    states, tensors = checkpoint["optimizer_states"], checkpoint["state_dict"]
+    yield from compare(states, [{"state": {}, "param_groups": [{}]}], "optimizer")
+    (group,), (options,) = states[0]["param_groups"], optimizer["param_groups"]
+    free = dict.fromkeys(("lr", "weight_decay"), 0.0)
+    if any(type(group.get(name)) not in (int, float) for name in free) or any(True for _ in find_tensors(group)):
+        yield "param_groups"
+    if group | free != {**options, **free}:
+        yield "param_groups"
+    for place, state in states[0]["state"].items():
+        if type(place) is not int or place not in options["params"]:
+            yield "optimizer"
+        tensor = tensors[PARAMETERS[place]]
+        adamw = {"step": torch.zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
+        yield from compare(state, adamw if "betas" in options else {}, "optimizer")
+
+    gradients = checkpoint.get("gradients", {})
+    yield from compare(gradients, {}, "gradients")
+    for name, gradient in gradients.items():
+        if name not in tensors:
+            yield "gradients"
+        yield from compare(gradient, tensors[name], "gradients")
+
+
+def compare(found: Any, form: Any, name: str) -> Iterator[str]:
+    """Finds where something is not of a form: the same keys, kinds of values, shapes of tensors.
+
+    What is empty in the form may be filled, and what is None a plain value or a single number.
+    """
+    match form:
+        case dict():
+            fits = isinstance(found, dict) and (not form or found.keys() == form.keys())
+            inside = [(found[key], form[key]) for key in form] if fits else []
+        case list():
+            fits = isinstance(found, list) and len(found) == len(form)
+            inside = list(zip(found, form, strict=True)) if fits else []
+        case Tensor():
+            fits = isinstance(found, Tensor) and found.shape == form.shape and found.dtype in FLOATS
+            fits, inside = fits and found.is_contiguous(), []
+        case None:
+            fits, inside = isinstance(found, str | float | None) or (isinstance(found, Tensor) and found.ndim == 0), []
+        case _:
+            fits, inside = type(found) is type(form) and not (type(form) is int and not 0 <= found < 2**53), []
+    if not fits:
+        yield name
+    for part, its_form in inside:
+        yield from compare(part, its_form, name)

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import socket
+import sys
 import zipfile
 
 import pytest
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
 
-from makemore_pl import MLP
-from makemore_pl.loading import BrokenCheckpointError, check, load
+from makemore_pl import MLP, cli
+from makemore_pl.loading import BrokenCheckpointError, check, check_resume, load
 
 QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
 
@@ -323,6 +324,58 @@ def test_a_file_that_would_unpack_to_more_is_refused(disguise, folder, checkpoin
         load("x.ckpt")
 
 
+class Called:
+    """Calls something when it is unpickled."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def appended(content):
+    """Behind another beginning, where torch.load looks for a pickle of old."""
+    return pickle.dumps(bytearray(10)) + content
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (Called(bytearray, 2**20), "bytearray"),
+        (Called(torch.Tensor, 2**20), "torch.* Tensor"),
+        (Called(torch.UntypedStorage, 2**20), "UntypedStorage"),
+        (Called(torch.Size, (1, 2)), "torch Size"),
+        (torch.zeros(3).to_sparse(), "_rebuild_sparse_tensor"),
+        (torch.zeros(3, device="meta"), "_rebuild_meta_tensor_no_storage"),
+        (torch.zeros(3).to(torch.float8_e5m2), "_rebuild_tensor_v3"),
+        (lambda: torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8), "_rebuild_qtensor"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_nothing_is_called_that_takes_memory(value, name, folder, checkpoint, monkeypatch):
+    value = value() if callable(value) else value
+    (folder / "x.ckpt").write_bytes(saved(checkpoint | {"more": value}))
+    assert (folder / "x.ckpt").stat().st_size < 10_000
+    torch.load("x.ckpt", weights_only=True)  # which lets it pass
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", None)
+        with pytest.raises(BrokenCheckpointError, match=f"x.ckpt: not a checkpoint of makemore_pl: it calls '.*{name}"):
+            load("x.ckpt")
+    (folder / "x.ckpt").write_bytes(appended(saved(checkpoint)))
+    with pytest.raises(BrokenCheckpointError, match="it does not begin as a zip archive"):
+        load("x.ckpt")
+
+
+def test_what_is_too_large_is_not_read(folder):
+    (folder / "x.ckpt").touch()
+    os.truncate("x.ckpt", 2**42)
+    with pytest.raises(ValueError, match=r"^x.ckpt: reading it would take 1.23e\+04 GB of memory"):
+        load("x.ckpt")
+    with pytest.raises(ValueError, match=r"^/dev/zero: not a checkpoint, but a folder or a device; name a file$"):
+        load("/dev/zero")
+
+
 @pytest.mark.parametrize("path", ["run/../../../precious.txt", "run/x/../../precious.txt", "other/../precious.txt"])
 @pytest.mark.parametrize("key", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
 def test_a_checkpoint_has_no_file_removed_outside_of_its_folder(key, path, checkpoint):
@@ -359,6 +412,139 @@ def test_whatever_a_checkpoint_holds_is_answered(checkpoint, top, hparams, tenso
         assert re.fullmatch(r"x\.ckpt: [^\n]+", str(error))
     else:
         MLP(**hostile["hyper_parameters"]).load_state_dict(hostile["state_dict"])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(4, dtype=torch.float8_e5m2),
+        torch.zeros(4).to_sparse(),
+        lambda: torch.quantize_per_tensor(torch.zeros(4), 1.0, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.zeros(2)]),
+        lambda: torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged),
+        torch.zeros(2).expand(4, 2)[:, 0],
+        None,
+        "C",
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_tensor_of_another_kind_is_refused(value, checkpoint):
+    value = value() if callable(value) else value
+    hostile = checkpoint | {"state_dict": dict(checkpoint["state_dict"]) | {"b1": value}}
+    with pytest.raises(ValueError, match=r"^x\.ckpt: (not a checkpoint|this checkpoint does not fit)[^\n]+$"):
+        check("x.ckpt", hostile)
+
+
+# What a training goes on from.
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    """A checkpoint in the middle of a step, and the forms that the command line holds it against."""
+    forms = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("unfinished"))
+        patch.setattr(cli, "check_resume", lambda path, checkpoint, *of: forms.append(of))
+        for more in ((), ("--ckpt_path", "last", "--trainer.max_steps", "3")):
+            patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK), *more])
+            cli.main()
+        found = load("lightning_logs/version_0/checkpoints/best.ckpt")
+    gradients = {name: torch.zeros_like(tensor) for name, tensor in found["state_dict"].items()}
+    return {name: value for name, value in found.items() if name != "sealed"} | {"gradients": gradients}, *forms
+
+
+STATE = ("optimizer_states", 0, "state")
+GROUP = ("optimizer_states", 0, "param_groups", 0)
+FIT_LOOP = ("loops", "fit_loop")
+BEST = ("callbacks", 0)
+SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room for it, but not behind its beginning
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "what"),
+    [
+        (STATE + (0, "exp_avg"), torch.zeros(2, 2), "optimizer"),
+        (STATE + (0, "exp_avg"), torch.zeros(27, 10, dtype=torch.int64), "optimizer"),
+        (STATE + (0, "exp_avg"), SKEWED, "optimizer"),
+        (STATE + (4, "exp_avg_sq"), torch.zeros(26), "optimizer"),
+        (STATE + (1, "step"), torch.zeros(2), "optimizer"),
+        (STATE + (1, "step"), 1, "optimizer"),
+        (STATE + (1,), {}, "optimizer"),
+        (STATE + (1,), None, "optimizer"),
+        (STATE + (5,), {}, "optimizer"),
+        (STATE + ("0",), {}, "optimizer"),
+        (STATE, [], "optimizer"),
+        (GROUP + ("params",), [0, 1], "param_groups"),
+        (GROUP + ("params",), [4, 3, 2, 1, 0], "param_groups"),
+        (GROUP + ("amsgrad",), True, "param_groups"),
+        (GROUP + ("foreach",), True, "param_groups"),
+        (GROUP + ("betas",), torch.zeros(2), "param_groups"),
+        (GROUP + ("lr",), "fast", "param_groups"),
+        (GROUP, {}, "param_groups"),
+        (("optimizer_states",), [], "optimizer"),
+        (("optimizer_states",), None, "optimizer"),
+        (("gradients", "W1"), torch.zeros(2, 2), "gradients"),
+        (("gradients", "W1"), None, "gradients"),
+        (("gradients", "zzz"), torch.zeros(1), "gradients"),
+        (("gradients",), [], "gradients"),
+        (("loops",), None, "loops"),
+        (FIT_LOOP, {}, "fit_loop"),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), "1", "fit_loop"),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), -1, "fit_loop"),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), 10**40, "fit_loop"),
+        (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None, "fit_loop"),
+        (FIT_LOOP + ("state_dict",), None, "fit_loop"),
+        (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}], "combined_loader"),
+        (FIT_LOOP + ("state_dict", "combined_loader"), [], "combined_loader"),
+        (("callbacks",), [], "callbacks"),
+        (BEST, {"dirpath": "a", "best_k_models": 5}, "ModelCheckpoint"),
+        (BEST + ("best_k_models",), 5, "ModelCheckpoint"),
+        (BEST + ("best_k_models", "best.ckpt"), torch.zeros(2), "best_k_models"),
+        (BEST + ("best_model_score",), torch.zeros(2), "ModelCheckpoint"),
+        (BEST + ("kth_value",), None, "ModelCheckpoint"),
+        (BEST + ("best_model_path",), None, "ModelCheckpoint"),
+        (("global_step",), -1, "global_step"),
+        (("lr_schedulers",), None, "lr_schedulers"),
+        (("pytorch-lightning_version",), "1.5.0", "version of Lightning"),
+        (("pytorch-lightning_version",), None, "version of Lightning"),
+    ],
+)
+def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinished):
+    whole, forms = unfinished
+    check("x.ckpt", whole)
+    check_resume("x.ckpt", whole, *forms)
+    hostile = copy.deepcopy(whole)
+    inner, (*way, last) = hostile, place
+    for key in way:
+        inner = inner[next(iter(inner)) if inner is hostile["callbacks"] else key]
+    inner[next(iter(inner)) if place == BEST else last] = value
+    message = f"x.ckpt: not a checkpoint to go on with: its {what} is not what this training would save"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_resume("x.ckpt", hostile, *forms)
+
+
+@pytest.mark.parametrize("name", ["global_step", "loops", "callbacks", "lr_schedulers", "pytorch-lightning_version"])
+def test_a_training_misses_nothing(name, unfinished):
+    whole, forms = unfinished
+    del (hostile := dict(whole))[name]
+    with pytest.raises(ValueError, match=r"^x.ckpt: not a checkpoint to go on with: its "):
+        check_resume("x.ckpt", hostile, *forms)
+
+
+def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call):
+    """Torch would write beyond them."""
+    torch.save(unfinished[0], "whole.ckpt")
+    hostile = copy.deepcopy(unfinished[0])
+    hostile["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(2, 2)
+    torch.save(hostile, "x.ckpt")
+    before = sorted(folder.iterdir())
+    more = *QUICK[:2], "--trainer.max_steps", 6
+    status, out, err = call("fit", "--ckpt_path", "x.ckpt", *more)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: x.ckpt: not a checkpoint to go on with: its optimizer is not ")
+    assert sorted(folder.iterdir()) == before
+    assert call("fit", "--ckpt_path", "whole.ckpt", *more)[0] == 0
 
 
 @given(st.data())
