@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ except ImportError:  # Windows
 
 PARTIAL = ".partial"
 """The end of the name of a file that is being written."""
+
+LITTER = re.compile(rf"\.(.+\.ckpt|probe)\.\d+\{PARTIAL}")
+"""What killed processes of this project leave in a folder of checkpoints; `.movie.partial` is somebody else's."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -100,7 +104,8 @@ def find(name: str, root: str | Path) -> Iterator[Path]:
     """
     newest: dict[Path, float] = {}
     for path in Path(root, "lightning_logs").glob("version_*/checkpoints/*.ckpt"):
-        newest[path.parent] = max(newest.get(path.parent, 0), path.stat().st_mtime)
+        with contextlib.suppress(OSError):  # a link that leads nowhere, or a run that is being removed
+            newest[path.parent] = max(newest.get(path.parent, 0), path.stat().st_mtime)
     for folder in sorted(newest, key=newest.__getitem__, reverse=True):
         for each in (name, "last" if name == "best" else "best"):
             path = folder / f"{each}.ckpt"
@@ -152,7 +157,10 @@ class CheckpointFolder(Callback):
             self.try_room(folder, pl_module)
         except OSError as error:
             raise ValueError(f"{folder}: no checkpoint can be saved there ({error.strerror})") from None
-        for other in {path.parent for path in folder.parent.parent.glob(f"*/{folder.name}/.*{PARTIAL}")} - {folder}:
+        if not isinstance(trainer.logger, RunFolder):
+            return  # beside the folder there is what has nothing to do with this run
+        runs = folder.parent.parent.glob(f"version_*/{folder.name}/.*{PARTIAL}")
+        for other in {path.parent for path in runs} - {folder}:
             with contextlib.suppress(OSError):
                 if (locked := lock(other)) is not None:
                     remove_litter(other)
@@ -198,7 +206,8 @@ def lock(folder: Path) -> int | None:
 def remove_litter(folder: Path) -> None:
     """Removes what killed processes had begun to write."""
     for path in folder.glob(f".*{PARTIAL}"):
-        path.unlink(missing_ok=True)
+        if LITTER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 class ExactResume(Callback):

@@ -364,6 +364,31 @@ def test_the_next_start_removes_what_killed_runs_left(runs, call):
     assert [path.exists() for path in litter] == [False, False]
 
 
+@pytest.mark.parametrize("flags", [(), ("--trainer.logger", "false")])
+def test_what_others_left_is_theirs(flags, call, tmp_path, monkeypatch):
+    (tmp_path / "home" / "project").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "home" / "project")
+    theirs = [
+        Path("..", "other", "checkpoints", ".movie.partial"),
+        Path("..", "other", "checkpoints", ".last.ckpt.1.partial"),
+        Path("checkpoints", ".movie.partial"),
+        Path("lightning_logs", "mine", "checkpoints", ".last.ckpt.1.partial"),
+        Path("lightning_logs", "version_0", "checkpoints", ".movie.partial"),
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1, *flags)[0] == 0
+    assert [path for path in theirs if not path.exists()] == []
+
+
+def test_a_link_that_leads_nowhere_is_passed_over(runs, call):
+    dangling = Path("lightning_logs", "version_7", "checkpoints", "best.ckpt")
+    dangling.parent.mkdir(parents=True)
+    dangling.symlink_to("/nowhere")
+    assert call("predict")[::2] == (0, f"checkpoint: {runs[1] / 'best.ckpt'}\n")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A disk of a megabyte."""
