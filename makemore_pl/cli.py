@@ -174,7 +174,8 @@ class CLI(LightningCLI):
                 raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; leave the flag out")
         theirs = self.checkpoint.get("datamodule_hyper_parameters", {})
         data = {name: value for name, value in theirs.items() if name not in UNASKED} | data
-        self.config = self.parser.parse_object({command: {"model": fixed | model, "data": data}}, self.config)
+        with Parser.about(f"{options.ckpt_path}: its hyperparameters do not fit"):
+            self.config = self.parser.parse_object({command: {"model": fixed | model, "data": data}}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.config["subcommand"]]

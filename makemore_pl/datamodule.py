@@ -5,13 +5,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributed import all_gather_object
 
+from makemore_pl.loading import check, load, make
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.vocabulary import Vocabulary
@@ -214,6 +215,26 @@ class NamesDataModule(LightningDataModule):
         self.changed: Counter[str] = Counter()  # what of the list was not taken as it stands
         if self.in_pieces and self.is_stream:
             raise ValueError(f"{self.source}: a list in pieces is read more than once, so it must be a file")
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        weights_only: Literal[True] = True,
+        **hparams: Any,
+    ) -> Self:
+        """Makes the data that a checkpoint was trained on, but for what is given. No code runs from the file.
+
+        Raises:
+            ValueError: if it is not a checkpoint of this project, or broken.
+        """
+        if not weights_only:
+            raise ValueError("weights_only is False: expected True, as no code is run from a file")
+        checkpoint = load(checkpoint_path)
+        check(checkpoint_path, checkpoint)
+        return make(cls, checkpoint_path, checkpoint.get("datamodule_hyper_parameters", {}), hparams)
 
     @property
     def _path(self) -> Path:

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 PARAMETERS = "C", "W1", "b1", "W2", "b2"
 """In the order that the optimizer knows them by."""
+
+
+Made = TypeVar("Made")
 
 
 class BrokenCheckpointError(ValueError):
@@ -213,6 +216,18 @@ def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
             parts = Path(path.removeprefix(str(state["dirpath"]))).parts
             if ".." in list(dropwhile("..".__eq__, parts)):
                 yield path
+
+
+def make(kind: type[Made], path: str | Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> Made:
+    """Makes something of the hyperparameters that a checkpoint holds, and of those that are given in their place.
+
+    Raises:
+        ValueError: if they are not what it takes.
+    """
+    try:
+        return kind(**{**saved, **given})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({error})") from None
 
 
 def check_resume(

@@ -7,7 +7,7 @@ import math
 import string
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 
 from makemore_pl.gradient import sgd_steps, tanh_
-from makemore_pl.loading import check, load
+from makemore_pl.loading import check, load, make
 from makemore_pl.memory import require_memory
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.scoring import score_words
 from makemore_pl.vocabulary import Vocabulary
+
+Init = Literal["lecture", "scaled"]
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["constant", "linear", "halfway"]
 
 
 class MLP(LightningModule):
@@ -40,6 +44,7 @@ class MLP(LightningModule):
         lr: the learning rate at its highest.
         schedule: what becomes of lr. `constant`; `linear`: rises over the first tenth of the run and falls to zero
             over the rest; `halfway`: a tenth of it from the middle of the run on (the lecture's 0.1, then 0.01).
+            Where no number of steps or epochs ends the run, all three are constant.
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
 
     Raises:
@@ -52,11 +57,11 @@ class MLP(LightningModule):
         block_size: int = 3,
         embedding_dim: int = 10,
         hidden_size: int = 200,
-        init: Literal["lecture", "scaled"] = "scaled",
+        init: Init = "scaled",
         seed: int = 2147483647,
-        optimizer: Literal["adamw", "sgd"] = "adamw",
+        optimizer: Optimizer = "adamw",
         lr: float = 0.04,
-        schedule: Literal["constant", "linear", "halfway"] = "linear",
+        schedule: Schedule = "linear",
         weight_decay: float = 0.3,
     ) -> None:
         super().__init__()
@@ -66,6 +71,13 @@ class MLP(LightningModule):
         for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value:g}: expected 0 or more")
+        for name, choice, choices in [
+            ("init", init, Init),
+            ("optimizer", optimizer, Optimizer),
+            ("schedule", schedule, Schedule),
+        ]:
+            if choice not in get_args(choices):
+                raise ValueError(f"{name} is {choice}: expected {' or '.join(get_args(choices))}")
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}: expected a number of 64 bits, with its sign")
         self.save_hyperparameters()
@@ -242,7 +254,7 @@ class MLP(LightningModule):
             raise ValueError("weights_only is False: expected True, as no code is run from a file")
         checkpoint = load(checkpoint_path)
         check(checkpoint_path, checkpoint)
-        model = cls(**checkpoint["hyper_parameters"] | hparams)
+        model = make(cls, checkpoint_path, checkpoint["hyper_parameters"], hparams)
         model.load_state_dict(checkpoint["state_dict"])
         return model.to(map_location)
 
@@ -270,6 +282,8 @@ class MLP(LightningModule):
         if schedule == "constant":
             return lr
         steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            return lr  # without an end there is no part of the run to speak of
         if schedule == "halfway":
             return lr if step < steps / 2 else lr / 10
         return lr * max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from argparse import ArgumentError, ArgumentParser
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NoReturn
 
 import yaml  # type: ignore[import-untyped]
@@ -128,6 +128,7 @@ class Parser(LightningArgumentParser):
     """
 
     parsers: ClassVar[dict[str, "Parser"]] = {}
+    subject: ClassVar[str] = ""
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         if command is not None:
@@ -156,7 +157,19 @@ class Parser(LightningArgumentParser):
         more = "`makemore_pl fit --help` lists the flags of a command. It is `python -m makemore_pl`, too."
         return f"{usage}\n\nMore words like yours.\n\n{commands}\n\noptions:{options}{more}\n"
 
+    @classmethod
+    @contextlib.contextmanager
+    def about(cls, subject: str) -> Iterator[None]:
+        """Has mistakes begin with what they are found in, where that is not the command line."""
+        cls.subject = subject
+        try:
+            yield
+        finally:
+            cls.subject = ""
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if self.subject:
+            fail(f"{self.subject} ({' '.join(message.split())})")
         flags = {name: parser._option_string_actions for name, parser in self.parsers.items()}
         command = next((word for word in sys.argv[1:] if word in flags), "")
         if self.command is not None and (match := re.match(r"unrecognized arguments: (--[^\s=]+)", message)):

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import os
 import pickle
 import re
@@ -15,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
 
-from makemore_pl import MLP, cli
+from makemore_pl import MLP, NamesDataModule, cli
 from makemore_pl.loading import BrokenCheckpointError, check, check_resume, load
 
 QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
@@ -125,9 +126,9 @@ def test_no_code_runs_from_a_checkpoint(kind, folder, checkpoint, call, monkeypa
         assert (status, out) == (2, ""), (command, out, err)
         assert err.startswith("error: x.ckpt: "), command
         assert err.count("\n") == 1
-    for path in ("x.ckpt", folder / "x.ckpt"):
+    for made, path in itertools.product((MLP, NamesDataModule), ("x.ckpt", folder / "x.ckpt")):
         with pytest.raises(ValueError, match=r"x.ckpt: "):
-            MLP.load_from_checkpoint(path)
+            made.load_from_checkpoint(path)
     assert sorted(folder.iterdir()) == before
 
 
@@ -385,6 +386,43 @@ def test_a_checkpoint_has_no_file_removed_outside_of_its_folder(key, path, check
     for folder in ("run", "../run", "../a/../run"):
         state = {"dirpath": folder, "best_model_path": f"{folder}/best.ckpt", "last_model_path": "other/last.ckpt"}
         check("x.ckpt", checkpoint | {"callbacks": {"ModelCheckpoint": state}})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        ("hyper_parameters", "more", 1),
+        ("hyper_parameters", 7, 1),
+        ("hyper_parameters", "lr", "fast"),
+        ("hyper_parameters", "seed", 1.5),
+        ("hyper_parameters", "schedule", "bogus"),
+        ("hyper_parameters", "optimizer", "bogus"),
+        ("hyper_parameters", "init", 1),
+        ("datamodule_hyper_parameters", "more", 1),
+        ("datamodule_hyper_parameters", "num_words", "many"),
+        ("datamodule_hyper_parameters", None, None),
+        ("datamodule_hyper_parameters", None, "text"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_hyperparameters_that_make_nothing_are_the_files_mistake(group, name, value, folder, checkpoint, call):
+    found = value if name is None else checkpoint[group] | {name: value}
+    torch.save(checkpoint | {group: found}, "x.ckpt")
+    status, out, err = call("predict", "--ckpt_path", "x.ckpt")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: x.ckpt: ")
+    assert "--config" not in err
+    if name != "num_words":  # of which a list is made later
+        with pytest.raises(ValueError, match=r"^x\.ckpt: [^\n]+$"):
+            (MLP if group == "hyper_parameters" else NamesDataModule).load_from_checkpoint("x.ckpt")
+
+
+def test_the_data_of_a_checkpoint_are_made_again(folder, checkpoint):
+    torch.save(checkpoint, "x.ckpt")
+    assert NamesDataModule.load_from_checkpoint("x.ckpt").hparams["num_words"] == 50
+    assert NamesDataModule.load_from_checkpoint("x.ckpt", num_words=7).hparams["num_words"] == 7
+    with pytest.raises(ValueError, match="weights_only is False"):
+        NamesDataModule.load_from_checkpoint("x.ckpt", weights_only=False)
 
 
 VALUES = st.recursive(

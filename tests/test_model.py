@@ -125,6 +125,9 @@ def test_both_views_of_all_names_have_one_loss_and_one_gradient(names):
         ({"lr": -0.1}, "lr is -0.1: expected 0 or more"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
+        ({"init": "random"}, "init is random: expected lecture or scaled"),
+        ({"optimizer": "adam"}, "optimizer is adam: expected adamw or sgd"),
+        ({"schedule": "none"}, "schedule is none: expected constant or linear or halfway"),
     ],
 )
 def test_hyperparameters_outside_their_range_are_refused(options, message):
@@ -158,6 +161,17 @@ def test_schedules(schedule, expected, counted_in, tmp_path):
     model = MLP(hidden_size=8, lr=0.5, schedule=schedule)
     trainer(tmp_path, callbacks=[record], **counted_in).fit(model, data)
     assert record.lrs == pytest.approx([0.5 * factor for factor in expected])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "halfway"])
+def test_without_an_end_the_learning_rate_stays(schedule, tmp_path):
+    record = Record()
+    data = NamesDataModule(num_words=50)
+    model = MLP(hidden_size=8, lr=0.5, schedule=schedule)
+    ends = {"max_steps": -1, "max_epochs": -1, "max_time": {"seconds": 1}}
+    trainer(tmp_path, callbacks=[record], **ends).fit(model, data)
+    assert record.lrs == [0.5] * len(record.lrs)
+    assert record.lrs
 
 
 def test_the_linear_schedule_rises_over_the_first_tenth(tmp_path):
