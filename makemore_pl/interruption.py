@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from makemore_pl.checkpointing import RunFolder
 from makemore_pl.datamodule import Batches
 from makemore_pl.watchdog import in_main_thread, write
 
@@ -51,11 +52,13 @@ class Interruption(Callback):
 
     def __init__(self, last: ModelCheckpoint | None) -> None:
         self.last = last
+        self.findable = False
         self.number: int | None = None
         self.timer: threading.Timer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes the signals, and is asked before each batch whether there was one."""
+        self.findable = isinstance(trainer.logger, RunFolder)
         loader = trainer.train_dataloader
         if trainer.world_size > 1 or not isinstance(loader, Batches) or not in_main_thread():
             return
@@ -69,7 +72,7 @@ class Interruption(Callback):
     def take_signal(self, number: int, _: Any) -> None:
         """Notes a signal; a second one ends the program."""
         if self.number is not None:
-            write(f"error: {self.name}: ended at once{self.way_on}")
+            write(f"error: {self.name}: ended at once{self.way_on()}")
             os._exit(128 + number)
         self.number = number
         self.timer = threading.Timer(PATIENCE, self.give_up)
@@ -81,15 +84,16 @@ class Interruption(Callback):
         """The signal as the shell calls it."""
         return signal.Signals(self.number or 0).name
 
-    @property
-    def way_on(self) -> str:
-        """What there is to say of the checkpoints."""
-        saved = self.last is not None and self.last.best_model_path
-        return "; the same command with --ckpt_path last goes on from the last checkpoint" if saved else ""
+    def way_on(self, saved: str | None = None) -> str:
+        """What there is to say of a checkpoint, or of the last one: `last` finds those of run folders alone."""
+        path = saved or (self.last.best_model_path if self.last is not None else "")
+        name = "last" if self.findable else os.path.relpath(path or ".")
+        where = "" if saved else " from the last checkpoint"
+        return f"; the same command with --ckpt_path {name} goes on{where}" if path else ""
 
     def give_up(self) -> None:
         """Ends the program whatever it does."""
-        write(f"error: {self.name}: the step did not end in {PATIENCE} seconds{self.way_on}")
+        write(f"error: {self.name}: the step did not end in {PATIENCE} seconds{self.way_on()}")
         os._exit(128 + (self.number or 0))
 
     def end_between_steps(self, trainer: Trainer) -> None:
@@ -98,14 +102,25 @@ class Interruption(Callback):
             return
         way_on = ""
         if self.last is not None:
-            trainer.save_checkpoint(self.last.format_checkpoint_name({}), weights_only=False)
-            way_on = "; the same command with --ckpt_path last goes on"
+            path = self.last.format_checkpoint_name({})
+            trainer.save_checkpoint(path, weights_only=False)
+            way_on = self.way_on(path)
         self.end(f"ended after step {trainer.global_step:,}{way_on}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the program if there was a signal during the last step."""
         if self.number is not None:
             self.end("ended after the last step")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ends the program if there was a signal since: from here on it would be forgotten."""
+        if self.number is not None:
+            self.end("ended after the last step")
+
+    def on_exception(self, *_: Any) -> None:
+        """Has a run that ends by itself not be ended once more: whoever called it may go on."""
+        if self.timer is not None:
+            self.timer.cancel()
 
     def end(self, how: str) -> NoReturn:
         """Ends the program."""

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "checkpointing": {"datamodule", "loading"},
     "loading": {"memory"},
     "memory": set(),
-    "interruption": {"datamodule", "watchdog"},
+    "interruption": {"checkpointing", "datamodule", "watchdog"},
     "figures": {"vocabulary"},
     "ngram": {"vocabulary", "windows"},
     "comparison": {"ngram", "sampling", "windows"},

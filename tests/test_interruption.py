@@ -10,13 +10,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from makemore_pl import MLP, NamesDataModule, interruption
+from makemore_pl.checkpointing import RunFolder
 from makemore_pl.interruption import Interruption, ending_quietly
 
 
-def fit(folder, callback):
+def fit(folder, callback, logger=False):
     trainer = Trainer(
         accelerator="cpu",
-        logger=False,
+        logger=logger,
         callbacks=[callback],
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -27,8 +28,9 @@ def fit(folder, callback):
     trainer.fit(MLP(hidden_size=8), NamesDataModule(num_words=50, batch_size=16))
 
 
+@pytest.mark.parametrize("logged", [True, False])
 @pytest.mark.parametrize("number", interruption.SIGNALS)
-def test_a_signal_ends_a_training_after_its_step(number, tmp_path, monkeypatch, capfd):
+def test_a_signal_ends_a_training_after_its_step(number, logged, tmp_path, monkeypatch, capfd):
     training_step = MLP.training_step
 
     def send(self, batch, batch_idx):
@@ -39,14 +41,37 @@ def test_a_signal_ends_a_training_after_its_step(number, tmp_path, monkeypatch, 
     monkeypatch.setattr(MLP, "training_step", send)
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as exit:
-        fit(tmp_path, Interruption(ModelCheckpoint(tmp_path, "last")))
+        logger = RunFolder(tmp_path, "lightning_logs") if logged else False
+        fit(tmp_path, Interruption(ModelCheckpoint(tmp_path, "last")), logger)
     assert exit.value.code == 128 + number
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
     name = signal.Signals(number).name
     assert capfd.readouterr().err == (
-        f"error: {name}: ended after step 10; the same command with --ckpt_path last goes on\n"
+        f"error: {name}: ended after step 10; the same command with --ckpt_path "
+        f"{'last' if logged else os.path.relpath(tmp_path / 'last.ckpt')} goes on\n"
     )
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("hook", ["on_train_end", "on_fit_end"])
+def test_a_signal_after_the_last_step_is_not_forgotten(hook, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(MLP, hook, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit, ending_quietly():
+        fit(tmp_path, Interruption(None))
+    assert exit.value.code == 143
+    assert capfd.readouterr().err in ("error: SIGTERM: ended after the last step\n", "")
+
+
+def test_a_run_that_fails_after_a_signal_is_not_ended_once_more(tmp_path, monkeypatch):
+    def fail(self, batch, batch_idx):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise ValueError("a mistake")
+
+    monkeypatch.setattr(MLP, "training_step", fail)
+    callback = Interruption(None)
+    with pytest.raises(ValueError, match="a mistake"):
+        fit(tmp_path, callback)
+    assert callback.timer.finished.is_set()
 
 
 def test_what_takes_too_long_is_given_up(tmp_path, monkeypatch, capfd):
