@@ -36,7 +36,7 @@ from makemore_pl.interruption import Interruption, ending_quietly
 from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check, check_resume, load, refuse_url
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, say, trust
+from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust
 from makemore_pl.predictions import NamesWriter, Request
 from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
@@ -136,6 +136,11 @@ class CLI(LightningCLI):
         super().parse_arguments(parser, args)
         command = self.config["subcommand"]
         options = self.config[command]
+        for group in ("trainer", "model", "data"):
+            if not isinstance(options.get(group), Namespace):
+                raise ValueError(f"--config: {group} is {options.get(group)}: expected names with values")
+        if options.trainer.default_root_dir is not None:
+            refuse_url(options.trainer.default_root_dir)
         # The links want their sources even where defaults are left out, so those get values that nobody asks for.
         linked = Namespace({f"{command}.model": Namespace(UNASKED)})  # type: ignore[no-untyped-call]
         self.asked = parser.parse_args(args, linked, defaults=False)[command]
@@ -381,17 +386,24 @@ def refuse_numbers(trainer: Namespace) -> None:
         **dict.fromkeys(["num_nodes", "accumulate_grad_batches", "check_val_every_n_epoch"], "1 or more"),
         **dict.fromkeys(["devices", "max_steps", "max_epochs"], "1 or more, or -1 for no limit"),
         **dict.fromkeys(["log_every_n_steps", "gradient_clip_val"], "0 or more"),
+        **dict.fromkeys(["limit_val_batches", "limit_test_batches"], "0 or more"),
         **dict.fromkeys(["val_check_interval", "limit_train_batches", "limit_predict_batches"], "more than 0"),
     }
     for name, range_ in expected.items():
-        value = str(trainer[name])
-        if not re.fullmatch(r"-?[\d.]+", value):
-            continue
-        number = float(value)
-        if number < range_.startswith("1") or (number == 0 and range_ == "more than 0"):
+        value = trainer[name]
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue  # left out, or a word, a list, a time
+        if not number >= range_.startswith("1") or (number == 0 and range_ == "more than 0"):
             if number == -1 and "-1" in range_:
                 continue
             raise ValueError(f"--trainer.{name} {value}: expected {range_}")
+        if isinstance(value, float) and number > 1 and name.startswith(("limit_", "val_")):
+            raise ValueError(f"--trainer.{name} {value}: expected a share up to 1, or a whole number")
+    if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
+        more = "for a share of an epoch, add --trainer.check_val_every_n_epoch 1"
+        raise ValueError(f"--trainer.val_check_interval {trainer.val_check_interval}: expected steps; {more}")
     processes, most = str(trainer.devices), max(64, os.cpu_count() or 1)
     if processes.isdecimal() and int(processes) > most:
         raise ValueError(f"--trainer.devices {processes}: expected at most {most}, each a process of this machine")
@@ -431,7 +443,8 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
         if Path(name).is_dir():
             raise ValueError(f"--ckpt_path {name}: is a folder; name a file in its checkpoints")
         if not Path(name).is_file():
-            raise ValueError(f"--ckpt_path {name}: no such file")
+            what = "is no file, but a device" if Path(name).exists() else "no such file"
+            raise ValueError(f"--ckpt_path {name}: {what}")
         return name, read_checkpoint(name)
     problem: ValueError | None = None
     for path in find(name, root or "."):
@@ -510,6 +523,7 @@ def end_with_parent() -> None:
 
 def main() -> None:
     """Runs the command line. A user's mistake ends in one line on stderr and exit status 2."""
+    open_streams()
     silence_stock_noise()
     keep_freed_memory()
     end_with_parent()

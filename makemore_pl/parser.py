@@ -105,6 +105,14 @@ All flags of fit's model and data apply:
 }
 
 
+def open_streams() -> None:
+    """Opens what of stdin, stdout and stderr is closed (`<&-`), to nowhere: else the next file would take its place."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "w" if descriptor else "r"))
+
+
 @rank_zero_only
 def say(line: str) -> None:
     """Tells the user something on stderr; stdout is for predictions."""
@@ -216,6 +224,8 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"--config: {match[1]} has no {match[2]}; take it out of the file, which is of another command"
     if match := re.match(r"Option '(\S+)' is not accepted before subcommand '(\w+)'", message):
         return f"--config with {match[1]} belongs after {match[2]}: makemore_pl {match[2]} --config FILE"
+    if match := re.match(r'Key "(\w+)\.\w+" not found in namespace', message):
+        return f"--config: {match[1]} is null: expected names with values"
     if "codec can't decode" in message or message.startswith("Unexpected config"):
         return f"--config: not a recipe in YAML ({message})"
     if match := re.search(r"Timer\(duration='(.*)'\)` is not a valid", message):

@@ -93,6 +93,8 @@ def read_pieces(
     Raises:
         ValueError: as `read_words` does, but for a list without a word.
     """
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r}: cannot read this word list (its name holds a NUL)")
     changed = Counter() if changed is None else changed
     number = lines = offset = 0
     try:

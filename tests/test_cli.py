@@ -410,6 +410,16 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--data.train_fraction", "0.95"], "train_fraction 0.95 and val_fraction 0.1: expected shares of 1"),
         (["fit", "--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
         (["fit", "--ckpt_path", "last"], "no checkpoint under lightning_logs: train first (python -m makemore_pl fit)"),
+        (["fit", "--trainer.gradient_clip_val=-1e-5"], "--trainer.gradient_clip_val -1e-05: expected 0 or more"),
+        (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is no file, but a device"),
+        (["fit", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
+        (["predict", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
+        (["fit", "--config", "empty_model.yaml"], "--config: model is null: expected names with values"),
+        (["fit", "--config", "nul.yaml"], "'a\\x00b': cannot read this word list (its name holds a NUL)"),
+        (
+            ["fit", "--trainer.default_root_dir", "http://127.0.0.1:1/x"],
+            "http://127.0.0.1:1/x: this is an address, and nothing is fetched",
+        ),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint under lightning_logs: train first (python -m makemore_pl fit) or name a file"),
         (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
@@ -424,12 +434,30 @@ def test_a_mistake_is_answered_in_one_line(arguments, message, folder, call):
     (folder / "empty.txt").write_bytes(b"\n")
     (folder / "latin1.txt").write_bytes(b"emma\nzo\xeb\n")
     torch.save({"weights": torch.zeros(3)}, folder / "foreign.ckpt")
+    (folder / "null.yaml").write_text("trainer: null")
+    (folder / "empty_model.yaml").write_text("model: null")
+    (folder / "nul.yaml").write_text('data: {path: "a\\0b"}')
     before = files(folder)
     status, out, err = call(*arguments)
     assert (status, out) == (2, "")
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
     assert files(folder) == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_streams_may_be_closed(default_fit, tmp_path):
+    folder, _ = default_fit
+    line = f"{sys.executable} -m makemore_pl {{}}"
+    for command, cwd, expected in [
+        (line.format("fit --data.path - <&-"), tmp_path, (2, "error: -: no words in this list; expected one a line\n")),
+        (line.format("predict --sample.num_names 3 >&-"), folder, (0, None)),
+        (line.format("predict --sample.num_names 3 <&- 2>&-"), folder, (0, "")),
+    ]:
+        done = subprocess.run(command, shell=True, cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == expected[0], done.stderr
+        assert done.stderr == expected[1] or (expected[1] is None and done.stderr.startswith("checkpoint: "))
+        assert len(done.stdout.splitlines()) == 3 * ("2>" in command)
 
 
 HUGE = "a model of these sizes would take {} GB of memory; "
@@ -454,6 +482,9 @@ HUGE = "a model of these sizes would take {} GB of memory; "
         ("--trainer.val_check_interval", "0", "expected more than 0"),
         ("--trainer.accumulate_grad_batches", "0", "expected 1 or more"),
         ("--trainer.gradient_clip_val", "-1", "expected 0 or more"),
+        ("--trainer.limit_val_batches", "-1", "expected 0 or more"),
+        ("--trainer.limit_val_batches", "1.5", "expected a share up to 1, or a whole number"),
+        ("--trainer.val_check_interval", "0.5", "expected steps; for a share of an epoch, add --trainer.check_val_eve"),
         ("--trainer.devices", "100000", "expected at most "),
         # 4 bytes for each number: nearly (27 + 600) E, 2,000 T or (30 + 1 + 27) H.
         ("--model.embedding_dim", "1000000000", HUGE.format("2.34e+03")),
