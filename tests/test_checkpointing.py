@@ -3,6 +3,7 @@ import hashlib
 import io
 import itertools
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -133,7 +135,12 @@ def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_stopped(model, data,
         assert state == whole
         assert seen.items() <= batches.items()
         assert set(seen) == set() if fast else max(seen) == max(batches)
-        assert said <= log
+        saved = load(path)
+        later = {row for row in log if int(dict(row)["step"]) >= saved["global_step"]}
+        if "gradients" in saved:  # in the middle of a step, the validation before it was logged under its number
+            now = str(saved["global_step"])
+            later -= {row for row in later if dict(row)["step"] == now and "val/loss" in dict(row)}
+        assert said == later
 
 
 def test_without_our_hand_lightning_would_take_other_batches(tmp_path, monkeypatch):
@@ -337,6 +344,34 @@ def test_runs_that_start_together_take_folders_of_their_own(tmp_path):
         taken = list(pool.map(lambda logger: (start.wait(), logger.version)[1], loggers))
     assert sorted(taken) == list(range(40))
     assert RunFolder(tmp_path, "lightning_logs", "version_3").version == "version_3"
+
+
+def test_fits_that_start_together_both_end_whole(command, tmp_path):
+    arguments = "fit", "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", 60
+    with ThreadPoolExecutor(2) as pool:
+        fits = list(pool.map(lambda seed: command(*arguments, "--model.seed", seed, cwd=tmp_path), (1, 2)))
+    assert [fit.returncode for fit in fits] == [0, 0], [fit.stderr for fit in fits]
+    seeds = set()
+    for folder in RUN, Path("lightning_logs", "version_1", "checkpoints"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == ["best.ckpt", "last.ckpt"]
+        found = [load(tmp_path / folder / name) for name in ("best.ckpt", "last.ckpt")]
+        assert found[1]["global_step"] == 60
+        (seed,) = {each["hyper_parameters"]["seed"] for each in found}
+        seeds.add(seed)
+    assert seeds == {1, 2}
+
+
+def test_a_run_draws_from_no_generator_of_the_process(call, monkeypatch, tmp_path):
+    """So that none need be saved: each order, weight and name comes from a seed of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def states():
+        return random.getstate(), torch.get_rng_state().tolist(), str(numpy.random.get_state())
+
+    before = states()
+    for flags in ((), ("--data.batch_size", 16, "--trainer.accumulate_grad_batches", 2)):
+        assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 4, *flags)[0] == 0
+    assert states() == before
 
 
 @pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")

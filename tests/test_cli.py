@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import notebook
@@ -458,6 +459,37 @@ def test_streams_may_be_closed(default_fit, tmp_path):
         assert done.returncode == expected[0], done.stderr
         assert done.stderr == expected[1] or (expected[1] is None and done.stderr.startswith("checkpoint: "))
         assert len(done.stdout.splitlines()) == 3 * ("2>" in command)
+
+
+def link_loop(path):
+    path.symlink_to(path.name)
+
+
+def sparse_gigabyte(path):
+    path.touch()
+    os.truncate(path, 2**30)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (Path.mkdir, "cannot read this word list (Is a directory)"),
+        (Path.touch, "no words in this list; expected one a line"),
+        (lambda path: path.write_text("emma\n", encoding="utf-16"), "this looks like UTF-16"),
+        (lambda path: path.write_bytes(b"em\0ma\n"), "control character U+0000 (NUL)"),
+        (sparse_gigabyte, "a line over 16,777,216 bytes; expected one word a line"),
+        (link_loop, "cannot read this word list ("),
+    ],
+)
+def test_a_list_that_is_none_is_answered_soon(write, message, folder, call):
+    write(folder / "list")
+    begin = time.monotonic()
+    status, out, err = call("fit", "--data.path", "list")
+    assert time.monotonic() - begin < 5
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: list")
+    assert message in err
+    assert not (folder / "lightning_logs").exists()
 
 
 HUGE = "a model of these sizes would take {} GB of memory; "
