@@ -88,8 +88,8 @@ class Trainer(pl.Trainer):
         """
         models = [model]
         for path in average or []:
+            models.append(MLP.load_from_checkpoint(path, "cpu"))  # looks at all of it
             require_same_split(path, load(path).get("datamodule_hyper_parameters", {}), datamodule.hparams)
-            models.append(MLP.load_from_checkpoint(path, "cpu"))
         if self.is_global_zero:
             export(combine(models) if average else model, output, datamodule.hparams)
 

@@ -417,6 +417,17 @@ def test_hyperparameters_that_make_nothing_are_the_files_mistake(group, name, va
             (MLP if group == "hyper_parameters" else NamesDataModule).load_from_checkpoint("x.ckpt")
 
 
+@pytest.mark.parametrize("change", [lambda _: [1], lambda found: found | {"datamodule_hyper_parameters": "text"}])
+def test_what_is_averaged_is_looked_at_too(change, folder, checkpoint, call):
+    torch.save(checkpoint, "whole.ckpt")
+    torch.save(change(checkpoint), "x.ckpt")
+    average = "--ckpt_path", "whole.ckpt", "--average", "[x.ckpt]", "--output", "both.ckpt"
+    status, out, err = call("export", *average)
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: x.ckpt: not a checkpoint of makemore_pl")
+    assert not (folder / "both.ckpt").exists()
+
+
 def test_the_data_of_a_checkpoint_are_made_again(folder, checkpoint):
     torch.save(checkpoint, "x.ckpt")
     assert NamesDataModule.load_from_checkpoint("x.ckpt").hparams["num_words"] == 50
