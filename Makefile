@@ -24,8 +24,9 @@ predict: install ## print more names; ARGS='--sample.num_names 50'
 tensorboard: install ## show the curves of all runs
 	$(BIN)/tensorboard --logdir lightning_logs
 
+# Two files at a time. Threads that wait do not spin meanwhile: the other process has work for the core.
 test: install ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 torture: install ## kill runs, hurt files, and count what is lost (under ten minutes)
 	$(BIN)/python tests/torture.py $(ARGS)
