@@ -30,6 +30,7 @@ test: install ## run the tests
 
 torture: install ## kill runs, hurt files, and count what is lost (under ten minutes)
 	$(BIN)/python tests/torture.py $(ARGS)
+	@$(BIN)/pip install --quiet atheris || echo "atheris has no wheel for this system"
 	$(BIN)/python tests/fuzz.py
 
 lint: install ## check style and types
