@@ -33,7 +33,7 @@ from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.faststeps import FastSteps
 from makemore_pl.interruption import Interruption, ending_quietly
-from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check, check_resume, load, refuse_url
+from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check_resume, read, refuse_url
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
 from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust
@@ -445,11 +445,11 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
         if not Path(name).is_file():
             what = "is no file, but a device" if Path(name).exists() else "no such file"
             raise ValueError(f"--ckpt_path {name}: {what}")
-        return name, read_checkpoint(name)
+        return name, read(name)
     problem: ValueError | None = None
     for path in find(name, root or "."):
         try:
-            checkpoint = read_checkpoint(str(path))
+            checkpoint = read(path)
         except (BrokenCheckpointError, FileNotFoundError) as error:
             missing = f"the newest run, {path.parent.parent}, has no {path.name}"
             problem = problem or (error if isinstance(error, ValueError) else ValueError(missing))
@@ -461,17 +461,6 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
     raise problem or ValueError(
         f"no checkpoint under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
     )
-
-
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """Reads a checkpoint, tensors and plain values only.
-
-    Raises:
-        ValueError: if it is none, or not one of this project's.
-    """
-    checkpoint = load(path)
-    check(path, checkpoint)
-    return checkpoint
 
 
 def silence_stock_noise() -> None:

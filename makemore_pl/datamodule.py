@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributed import all_gather_object
 
-from makemore_pl.loading import check, load, make
+from makemore_pl.loading import make, read
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.vocabulary import Vocabulary
@@ -232,8 +232,7 @@ class NamesDataModule(LightningDataModule):
         """
         if not weights_only:
             raise ValueError("weights_only is False: expected True, as no code is run from a file")
-        checkpoint = load(checkpoint_path)
-        check(checkpoint_path, checkpoint)
+        checkpoint = read(checkpoint_path)
         return make(cls, checkpoint_path, checkpoint.get("datamodule_hyper_parameters", {}), hparams)
 
     @property

@@ -62,6 +62,19 @@ def load(path: str | Path) -> dict[str, Any]:
     return unpack(Path(path).read_bytes(), path)
 
 
+def read(path: str | Path) -> dict[str, Any]:
+    """Loads a checkpoint and checks that it is one of this project's.
+
+    Raises:
+        BrokenCheckpointError: if it is not what was written.
+        ValueError: if it is none, or not one of this project's.
+        OSError: if it cannot be read.
+    """
+    checkpoint = load(path)
+    check(path, checkpoint)
+    return checkpoint
+
+
 def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
     """Does so with the content of a file; the path is for the errors."""
     sealed = content[:-DIGEST].endswith(SEAL)

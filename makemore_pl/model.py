@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchmetrics import SumMetric
 
 from makemore_pl.gradient import sgd_steps, tanh_
-from makemore_pl.loading import check, load, make
+from makemore_pl.loading import make, read
 from makemore_pl.memory import require_memory
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.scoring import score_words
@@ -252,8 +252,7 @@ class MLP(LightningModule):
         """
         if not weights_only:
             raise ValueError("weights_only is False: expected True, as no code is run from a file")
-        checkpoint = load(checkpoint_path)
-        check(checkpoint_path, checkpoint)
+        checkpoint = read(checkpoint_path)
         model = make(cls, checkpoint_path, checkpoint["hyper_parameters"], hparams)
         model.load_state_dict(checkpoint["state_dict"])
         return model.to(map_location)
