@@ -137,11 +137,11 @@ def best_weight(first: NextLogits, second: NextLogits, counted: Counted) -> floa
     row, y = counts.nonzero(as_tuple=True)
     n = counts[row, y].double()
 
-    def likelihoods(predictor: NextLogits) -> Tensor:
+    def log_likelihoods(predictor: NextLogits) -> Tensor:
         parts = [log_probabilities(predictor, x) for x in torch.split(X, CONTEXTS_AT_ONCE)]
         return torch.cat(parts)[row, y]
 
-    ratio, weight = (likelihoods(second) - likelihoods(first)).exp(), 0.5
+    ratio, weight = (log_likelihoods(second) - log_likelihoods(first)).exp(), 0.5
     for _ in range(200):
         before, weight = weight, float((n / (1 + (1 / weight - 1) * ratio)).sum() / n.sum())
         if abs(weight - before) < 1e-6 or weight < 1e-6:

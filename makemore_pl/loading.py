@@ -56,7 +56,7 @@ def load(path: str | Path) -> dict[str, Any]:
     """
     refuse_url(path)
     size = Path(path).stat().st_size
-    if Path(path).exists() and not Path(path).is_file():
+    if not Path(path).is_file():
         raise ValueError(f"{path}: not a checkpoint, but a folder or a device; name a file")
     require_memory(3 * size, f"{path}: reading it")  # the bytes, those of the pickle's reader, and the tensors
     return unpack(Path(path).read_bytes(), path)

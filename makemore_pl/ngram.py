@@ -85,7 +85,7 @@ class _Order:
 
     def __init__(self, pairs: Tensor, n: Tensor, contexts: int, vocab_size: int) -> None:
         context = pairs // vocab_size
-        self.vocab_size, self.y = vocab_size, pairs % vocab_size
+        self.y = pairs % vocab_size
         discount = discounts(n)[n.clamp(max=3).long() - 1]
         zeros = torch.zeros(contexts, dtype=torch.float64)
         total = zeros.index_add(0, context, n)

@@ -24,6 +24,9 @@ LOWEST, HIGHEST = 0.001, 1.0
 POINTS = 100
 """The raw losses are averaged to so many points, which takes most of the noise of minibatches."""
 
+SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
+"""The hyperparameters that decide which words are trained on."""
+
 Found = tuple[float, float, float]
 """A learning rate to take, and the lowest and highest that look good."""
 
@@ -92,10 +95,6 @@ class Trainer(pl.Trainer):
             require_same_split(path, load(path).get("datamodule_hyper_parameters", {}), datamodule.hparams)
         if self.is_global_zero:
             export(combine(models) if average else model, output, datamodule.hparams)
-
-
-SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
-"""The hyperparameters that decide which words are trained on."""
 
 
 def require_same_split(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
