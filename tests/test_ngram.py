@@ -3,7 +3,7 @@ from collections import Counter, defaultdict
 import notebook
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import NamesDataModule, NGram, Sampler, Vocabulary, ngram
@@ -50,7 +50,6 @@ def kneser_ney(words, block_size, stoi=None):
     return probability
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(1, 8), st.data())
 def test_it_is_the_slow_one(words, block_size, data):
     vocabulary = Vocabulary.from_words(words)
@@ -72,7 +71,6 @@ def test_it_is_the_slow_one_on_names(block_size, names):
     torch.testing.assert_close(model(X).exp(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
-@settings(deadline=None)
 @given(WORDS, st.integers(1, 8), st.data())
 def test_the_probabilities_of_every_context_sum_to_one(words, block_size, data):
     vocabulary = Vocabulary.from_words(words)

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import MLP, Sampler, Vocabulary, sampling
@@ -166,7 +166,6 @@ def test_options_outside_their_range_are_refused(options, message):
         Sampler(**options)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.floats(0, exclude_min=True, allow_infinity=False),
     st.floats(0, 1, exclude_min=True),
