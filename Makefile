@@ -48,7 +48,7 @@ audit: install ## look the tested versions up among the known vulnerabilities, w
 bench: install ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
-records: install ## train the recipes that beat counting, three seeds each (about half an hour); ARGS='--only smoothed'
+records: install ## train the recipes that beat counting, three seeds each (twenty minutes); ARGS='--only smoothed'
 	$(BIN)/python benchmarks/records.py $(ARGS)
 
 gpu: install ## test and measure on a GPU; says so where there is none

@@ -37,6 +37,7 @@ class Recipe:
         minutes: the limit for training, on two cores.
         at_least: the validation loss to reach.
         aim: the one to hope for.
+        teacher: the config of a network to learn from, whose training counts as well.
     """
 
     config: str
@@ -45,10 +46,11 @@ class Recipe:
     minutes: float
     at_least: float
     aim: float
+    teacher: str | None = None
 
 
 RECIPES = {
-    "the lecture's network": Recipe("smoothed", 1, False, 1, 2.087, 2.070),
+    "the lecture's network, taught by a wide one": Recipe("smoothed", 1, False, 1, 2.087, 2.070, "wide"),
     "block 3, three wide networks averaged, mixed with Kneser-Ney": Recipe("wide", 3, True, 2, 2.046, 2.036),
     "block 7, one network": Recipe("deep", 1, False, 15, 1.980, 1.93),
     "block 7, four networks averaged, mixed with Kneser-Ney": Recipe("deep", 4, True, 15, 1.93, 1.89),
@@ -64,15 +66,21 @@ def command(*arguments):
     return done.stderr
 
 
-def train(config, network, folder):
+def train(config, network, folder, teacher=None):
     """Trains one network. Returns its checkpoint and the seconds it took, from launch to exit."""
+    taught = ("--data.teacher", teacher) if teacher else ()
     begin = time.perf_counter()
     said = command(
         *("fit", "--config", CONFIGS / f"{config}.yaml", "--trainer.default_root_dir", folder / f"{config} {network}"),
         *("--model.seed", 2147483647 + network, "--data.order_seed", 2147483647 + network),
-        *("--pictures", "false", "--trainer.accelerator", "cpu"),
+        *("--pictures", "false", "--trainer.accelerator", "cpu", *taught),
     )
     return re.search(r"checkpoint: (.+) \(val", said)[1], time.perf_counter() - begin
+
+
+def first(config, seed):
+    """The first network of a seed: no other seed takes it or the next ones, and all rows take the same."""
+    return seed * max(recipe.networks for recipe in RECIPES.values() if recipe.config == config)
 
 
 def average(paths, output):
@@ -130,13 +138,14 @@ def main():
         for title, recipe in recipes.items():
             found = []
             for seed in range(SEEDS):
-                # The networks of a seed are others than those of the next; a row that needs fewer takes the first.
-                most = max(other.networks for other in recipes.values() if other.config == recipe.config)
-                own = [(recipe.config, most * seed + network) for network in range(recipe.networks)]
-                trained |= {key: train(*key, Path(name)) for key in own if key not in trained}
+                teachers = [(recipe.teacher, first(recipe.teacher, seed))] if recipe.teacher else []
+                trained |= {key: train(*key, Path(name)) for key in teachers if key not in trained}
+                teacher = trained[teachers[0]][0] if teachers else None
+                own = [(recipe.config, first(recipe.config, seed) + network) for network in range(recipe.networks)]
+                trained |= {key: train(*key, Path(name), teacher) for key in own if key not in trained}
                 paths = [trained[key][0] for key in own]
                 path, took = average(paths, str(Path(name, f"{recipe.config}-{seed}.ckpt")))
-                found.append(judge(path) | {"seconds": took + sum(trained[key][1] for key in own)})
+                found.append(judge(path) | {"seconds": took + sum(trained[key][1] for key in teachers + own)})
             each = sum(tensor.numel() for tensor in MLP.load_from_checkpoint(paths[0]).parameters())
             parameters = f"{recipe.networks} x {each:,}" if recipe.networks > 1 else f"{each:,}"
             losses = [run["mixed" if recipe.mixed else "network"] for run in found]

@@ -4,6 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +103,9 @@ class Board(Callback):
         self.writer.add_custom_scalars(charts())
         self.counting: Score | None = None
         if data.hparams["counted"] or self.looks_up:
-            counts = data.count("train", "val", together=False)
-            (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
+            with suppress(ValueError):  # beyond memory: in minibatches, nothing else counts the training words
+                counts = data.count("train", "val", together=False)
+                (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
         self.write_counting(self.writer, trainer.global_step)
         self.write_recipe(self.writer, Path(logger.log_dir, "config.yaml"), pl_module)
         if trainer.global_step == 0:
@@ -251,8 +253,8 @@ class Board(Callback):
     def hparams(self, model: LightningModule) -> dict[str, Any]:
         """The hyperparameters of model and data that were chosen, in short."""
         chosen = {**self.data.hparams, **model.hparams}
-        path = self.data.hparams["path"] and self.data.source.name
-        chosen |= {"vocabulary": len(self.still.vocabulary), "path": path}
+        paths = {name: value and Path(value).name for name, value in chosen.items() if name in ("path", "teacher")}
+        chosen |= {"vocabulary": len(self.still.vocabulary), **paths}
         return {name: value for name, value in chosen.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""The command line: the one room that sees both the data and the model."""
+"""The command line: brings data, model and Trainer together."""
 
 import contextlib
 import ctypes
@@ -272,6 +272,9 @@ class CLI(LightningCLI):
         say(f"{words}, {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
         if changed := describe_changes(data.changed):
             say(f"of the list, {changed}")
+        if data.teacher is not None:
+            parameters = sum(parameter.numel() for parameter in data.teacher.parameters())
+            say(f"teacher: {os.path.relpath(data.hparams['teacher'])}, {parameters:,} parameters")
 
     def after_fit(self) -> None:
         log_dir, path, loss = self.trainer.log_dir, "", None  # the folder is asked of all ranks
@@ -316,7 +319,11 @@ class CLI(LightningCLI):
 
         few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
         counting = ["train", "val"] if few or data.hparams["counted"] else []  # what is not counted yet may not fit
-        counts = data.count(*dict.fromkeys([*counting, split]), together=False)
+        try:
+            counts = data.count(*dict.fromkeys([*counting, split]), together=False)
+        except ValueError as error:
+            counts = data.count(split, together=False)
+            say(f"without counting: {error}")
         sets = {f"{split}, all words": counts[split]}
         if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
             sets[f"{split}, {len(unseen):,} words not in train"] = count_words(

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -12,9 +12,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.distributed import all_gather_object
 
-from makemore_pl.loading import make, read
+from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
+from makemore_pl.loading import make, read, refuse_url
 from makemore_pl.memory import require_memory
+from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram, smooth
+from makemore_pl.sampling import NextLogits
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
 from makemore_pl.wordlist import Normalization, default_path, hash_words, read_pieces, read_words, split_words
@@ -22,6 +25,9 @@ from makemore_pl.wordlist import Normalization, default_path, hash_words, read_p
 EVALUATION_ROWS = 2**15
 """Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
 
+
+SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
+"""The hyperparameters that decide which words are trained on."""
 
 STREAM = "<stdin>"
 """What a checkpoint keeps as the path of a list that was read from a pipe and cannot be read again."""
@@ -31,7 +37,23 @@ def is_stream(path: Path) -> bool:
     """Whether a list can be read once only: stdin (`-`), a pipe, a device."""
     if str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/")):
         return True  # also where they lead to a file: in another process, they lead elsewhere
-    return str(path) == "-" or (path.exists() and not path.is_file() and not path.is_dir())
+    return str(path) in ("-", STREAM) or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+def require_same_split(path: str, checkpoint: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint trained on other words: some of them would pass for unseen ones.
+
+    Lists are known by their paths: one that has changed meanwhile is not noticed.
+
+    Raises:
+        ValueError: if it is one, or nobody can tell.
+    """
+    theirs = checkpoint.get("datamodule_hyper_parameters", {})
+    if STREAM in (theirs.get("path"), ours["path"]):
+        raise ValueError(f"{path}: nobody knows whether it was trained on these words: name a file, no stream")
+    for name in SPLIT:
+        if theirs.get(name) != ours[name]:
+            raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
 
 
 class Batches:
@@ -165,10 +187,13 @@ class NamesDataModule(LightningDataModule):
         split_seed: of the shuffle or the hash.
         smoothing: the share of each training target that is what Kneser-Ney counting expects to come next, in place
             of what came; train/loss is then measured against such targets.
+        teacher: a checkpoint of a larger network that learnt from the same words; half of what is expected is then
+            what it expects (Hinton et al. 2015, "Distilling the knowledge in a neural network").
         order_seed: of the order of batches.
 
     Raises:
-        ValueError: if the list cannot be used, a size or share is out of range, or `counted` meets a batch size.
+        ValueError: if the list cannot be used, a size or share is out of range, `counted` meets a batch size, or there
+            is a teacher without smoothing.
     """
 
     def __init__(
@@ -186,6 +211,7 @@ class NamesDataModule(LightningDataModule):
         unique: bool = False,
         split_seed: int = 42,
         smoothing: float = 0.0,
+        teacher: str | None = None,
         order_seed: int = 2147483647,
         normalization: Normalization = "NFC",
         max_word_length: int = 1000,
@@ -197,6 +223,11 @@ class NamesDataModule(LightningDataModule):
                 raise ValueError(f"{name} is {size}: expected 1 or more")
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing is {smoothing:g}: expected a share from 0 to 1")
+        if teacher is not None:
+            if not smoothing:
+                raise ValueError("smoothing is 0: expected more than 0 where there is a teacher (null for none)")
+            refuse_url(teacher)
+            teacher = str(Path(teacher).absolute())
         if counted and (batch_size or replacement):
             raise ValueError(
                 "counted goes with all rows at once: in a part of them, rare contexts would weigh as much as frequent "
@@ -329,10 +360,36 @@ class NamesDataModule(LightningDataModule):
             views["train"] = self.view("train", counted=False)
         if "train" in splits and smoothing:
             X, Y = views["train"]
-            require_memory(32 * len(X) * len(self.vocabulary), "targets smoothed by counting")
-            views["train"] = X, smooth(Y, NGram(*self.counts["train"])(X).exp(), smoothing)
+            require_memory(40 * len(X) * len(self.vocabulary), "targets smoothed by counting")
+            views["train"] = X, smooth(Y, self._expect(X), smoothing)
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}
+
+    @cached_property
+    def teacher(self) -> MLP | None:
+        """The network to learn from, if there is one.
+
+        Raises:
+            ValueError: if it is none that can teach here.
+            OSError: if it cannot be read.
+        """
+        path, ours = self.hparams["teacher"], {**self.hparams, "vocabulary": self.vocabulary.characters}
+        if path is None:
+            return None
+        checkpoint = read(path)
+        for name in ("vocabulary", "block_size"):
+            if (theirs := checkpoint["hyper_parameters"][name]) != ours[name]:
+                raise ValueError(f"teacher {path}: its {name} is {theirs!r}, and here it is {ours[name]!r}")
+        require_same_split(path, checkpoint, self.hparams)
+        return MLP.load_from_checkpoint(path, "cpu")
+
+    def _expect(self, X: Tensor) -> Tensor:
+        """The probabilities (N, V) of what comes after contexts (N, T), as counting and a teacher expect it."""
+        expected: NextLogits = NGram(*self.counts["train"])
+        if self.teacher is not None:
+            expected = Mixture(self.teacher, expected, 0.5)
+        with torch.no_grad():
+            return torch.cat([expected(x).exp() for x in torch.split(X, CONTEXTS_AT_ONCE)])
 
     @property
     def _place(self) -> tuple[int, int]:

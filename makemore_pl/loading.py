@@ -298,7 +298,8 @@ def find_misfits(
     if any(type(group.get(name)) not in (int, float) for name in free) or any(True for _ in find_tensors(group)):
         yield "param_groups"
     # A newer version of torch may know more options.
-    if not options.keys() <= group.keys() or any(group[name] != options[name] for name in options.keys() - free):
+    ours = options.keys() - free.keys() - {"betas"}
+    if not options.keys() <= group.keys() or any(group[name] != options[name] for name in ours):
         yield "param_groups"
     for place, state in states[0]["state"].items():
         if type(place) is not int or place not in options["params"]:

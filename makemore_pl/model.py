@@ -46,6 +46,8 @@ class MLP(LightningModule):
             over the rest; `halfway`: a tenth of it from the middle of the run on (the lecture's 0.1, then 0.01).
             Where no number of steps or epochs ends the run, all three are constant.
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
+        momentum: AdamW's first beta, how much of the mean gradient stays from one step to the next; the second, of its
+            square, is a third as far from 1. Near 1 for thousands of steps that take all windows; sgd uses none.
 
     Raises:
         ValueError: if a size is below 1 or beyond this machine's memory, or another number is out of its range.
@@ -63,6 +65,7 @@ class MLP(LightningModule):
         lr: float = 0.04,
         schedule: Schedule = "linear",
         weight_decay: float = 0.3,
+        momentum: float = 0.85,
     ) -> None:
         super().__init__()
         for name, size in [("block_size", block_size), ("embedding_dim", embedding_dim), ("hidden_size", hidden_size)]:
@@ -71,6 +74,8 @@ class MLP(LightningModule):
         for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} is {value:g}: expected 0 or more")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum:g}: expected 0 or more, less than 1")
         for name, choice, choices in [
             ("init", init, Init),
             ("optimizer", optimizer, Optimizer),
@@ -258,7 +263,7 @@ class MLP(LightningModule):
         return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Holds a resumed run to its own alphabet, and to the weight decay that was asked for."""
+        """Holds a resumed run to its own alphabet, and to the weight decay and momentum that were asked for."""
         theirs, ours = checkpoint["hyper_parameters"], self.hparams
         if theirs["vocabulary"] != ours["vocabulary"]:
             raise ValueError(
@@ -266,14 +271,20 @@ class MLP(LightningModule):
             )
         if ours["optimizer"] == "adamw":
             for state in checkpoint.get("optimizer_states", []):
-                for group in state["param_groups"]:
-                    group["weight_decay"] = ours["weight_decay"]  # the optimizer's own copy would win over a new one
+                for group in state["param_groups"]:  # the optimizer's own copies would win over new ones
+                    group |= {"weight_decay": ours["weight_decay"], "betas": self.betas}
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """AdamW's two decay rates (Kingma and Ba 2015)."""
+        momentum = self.hparams["momentum"]
+        return momentum, 1 - (1 - momentum) / 3
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
         if self.hparams["optimizer"] == "sgd":
             return torch.optim.SGD(self.parameters(), lr=lr, fused=True)
-        return torch.optim.AdamW(self.parameters(), lr=lr, betas=(0.85, 0.95), weight_decay=weight_decay, fused=True)
+        return torch.optim.AdamW(self.parameters(), lr=lr, betas=self.betas, weight_decay=weight_decay, fused=True)
 
     def lr_at(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 0: a pure function, so a resumed run needs no more."""

@@ -101,6 +101,8 @@ All flags of fit's model and data apply:
     + """  --output playground.html      a page to play with: one file, no network
   --output model.onnx           for ONNX runtimes
   --output model.safetensors    the five tensors
+  --output mean.ckpt            a checkpoint to sample from and to test
+  --average [FILE, ...]         further checkpoints: the mean of all
 """,
 }
 

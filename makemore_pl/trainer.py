@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.datamodule import NamesDataModule, require_same_split
 from makemore_pl.ensemble import average as combine
 from makemore_pl.export import export
 from makemore_pl.figures import draw_learning_rates
@@ -23,9 +23,6 @@ LOWEST, HIGHEST = 0.001, 1.0
 
 POINTS = 100
 """The raw losses are averaged to so many points, which takes most of the noise of minibatches."""
-
-SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
-"""The hyperparameters that decide which words are trained on."""
 
 Found = tuple[float, float, float]
 """A learning rate to take, and the lowest and highest that look good."""
@@ -92,20 +89,9 @@ class Trainer(pl.Trainer):
         models = [model]
         for path in average or []:
             models.append(MLP.load_from_checkpoint(path, "cpu"))  # looks at all of it
-            require_same_split(path, load(path).get("datamodule_hyper_parameters", {}), datamodule.hparams)
+            require_same_split(path, load(path), datamodule.hparams)
         if self.is_global_zero:
             export(combine(models) if average else model, output, datamodule.hparams)
-
-
-def require_same_split(path: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint trained on other words: some of them would pass for unseen ones.
-
-    Raises:
-        ValueError: if it is one.
-    """
-    for name in SPLIT:
-        if theirs.get(name) != ours[name]:
-            raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
 
 
 class _Losses(Callback):

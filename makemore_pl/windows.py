@@ -85,10 +85,15 @@ def align_counts(*counted: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]
 
     Returns:
         The contexts that occur in any of them (M, T), and for each its counts (M, V), zero where it lacks a context.
+
+    Raises:
+        ValueError: if that is beyond this machine's memory.
     """
-    contexts, row = _group(torch.cat([X for X, _ in counted]), counted[0][1].shape[1])
+    V = counted[0][1].shape[1]
+    contexts, row = _group(torch.cat([X for X, _ in counted]), V)
     rows = torch.split(row, [len(X) for X, _ in counted])
-    empty = torch.zeros(len(contexts), counted[0][1].shape[1], dtype=torch.int64)
+    require_memory(8 * (len(counted) + 2) * len(contexts) * V, f"the counts of {len(contexts):,} contexts")
+    empty = torch.zeros(len(contexts), V, dtype=torch.int64)
     return contexts, [empty.index_copy(0, row, counts) for row, (_, counts) in zip(rows, counted, strict=True)]
 
 

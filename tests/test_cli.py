@@ -505,6 +505,7 @@ HUGE = "a model of these sizes would take {} GB of memory; "
         ("--model.lr", "-1", "expected 0 or more"),
         ("--model.lr", "nan", "expected a number"),
         ("--model.weight_decay", "-0.5", "expected 0 or more"),
+        ("--model.momentum", "1", "expected 0 or more, less than 1"),
         ("--model.seed", "1000000000000000000000", "expected a number of 64 bits, with its sign"),
         ("--data.num_words", "0", "expected 1 or more"),
         ("--data.batch_size", "-3", "expected 1 or more"),

@@ -1,3 +1,4 @@
+import io
 import string
 from collections import Counter
 
@@ -8,6 +9,7 @@ from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule, Vocabulary, memory, wordlist
 from makemore_pl.datamodule import Batches
+from makemore_pl.export import export
 from makemore_pl.wordlist import hash_words
 
 
@@ -108,6 +110,88 @@ def test_smoothed_targets_beyond_memory_are_refused(monkeypatch):
     data = NamesDataModule(num_words=400, counted=False, smoothing=0.5)
     with pytest.raises(ValueError, match="targets smoothed by counting would take"):
         data.setup("fit")
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """The path of a network for the first 400 names, and its tensors."""
+    model, data = MLP(block_size=2, hidden_size=30, init="lecture"), NamesDataModule(num_words=400, block_size=2)
+    export(model, tmp_path / "teacher.ckpt", data.hparams)
+    return tmp_path / "teacher.ckpt", model.state_dict()
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_half_of_what_a_taught_network_expects_is_its_teachers(counted, teacher):
+    path, tensors = teacher
+    data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, teacher=str(path), block_size=2)
+    data.setup("fit")
+    plain = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, block_size=2)
+    plain.setup("fit")
+    (X, Y), (same, by_counting) = data.tensors["train"], plain.tensors["train"]
+    assert torch.equal(X, same)
+    windows = by_counting.sum(1, keepdim=True)
+    # Of 0.3 of each target, half is the teacher's by the notebook's formula, and half stays what counting expects.
+    words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
+    slow = kneser_ney(words, 2, stoi)
+    for row in range(0, len(X), 50):
+        counting = torch.tensor([slow(tuple(X[row].tolist()), y) for y in range(27)])
+        network = notebook.probabilities(tensors, X[row : row + 1])[0].float()
+        expected = by_counting[row] + 0.15 * windows[row] * (network - counting)
+        torch.testing.assert_close(Y[row], expected)
+
+
+def test_a_taught_run_goes_on_with_its_teacher(teacher, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--data.num_words", 400, "--model.block_size", 2, "--model.hidden_size", 8, "--pictures", "false"]
+    quick += ["--model.schedule", "constant", "--trainer.val_check_interval", 5]
+    taught = ["--data.smoothing", 1, "--data.teacher", "teacher.ckpt"]
+    for steps, more in [(10, taught), (5, taught), (10, ["--ckpt_path", "last"])]:
+        status, _, err = call("fit", *quick, *more, "--trainer.max_steps", steps)
+        assert status == 0, err
+        parameters = sum(tensor.numel() for tensor in teacher[1].values())
+        assert f"\nteacher: teacher.ckpt, {parameters:,} parameters\n" in err
+    whole, resumed = (
+        torch.load(f"lightning_logs/version_{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in (0, 1)
+    )
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
+    teacher[0].unlink()  # what is trained needs it no more
+    assert call("test")[0] == 0
+    assert call("predict")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"smoothing": 0.0}, "smoothing is 0: expected more than 0 where there is a teacher"),
+        ({"block_size": 3}, "its block_size is 2, and here it is 3"),
+        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', and here it is 'A"),
+        ({"num_words": 300}, "trained on other words: its num_words is 400, not 300"),
+        ({"split_seed": 1}, "trained on other words: its split_seed is 42, not 1"),
+        ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: this is an address, and nothing is fetched"),
+        ({"teacher": __file__}, "cannot read this checkpoint"),
+        ({"path": "-"}, "nobody knows whether it was trained on these words"),
+    ],
+)
+def test_who_cannot_teach_is_refused(options, message, teacher, names, monkeypatch):
+    fitting = {"num_words": 400, "block_size": 2, "smoothing": 0.5, "teacher": str(teacher[0])}
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(names[:400]).encode())))
+    with pytest.raises(ValueError, match=message):
+        NamesDataModule(**fitting | options).setup("fit")
+
+
+def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    few = ["--data.num_words", 400, "--data.teacher"]
+    for flags, message in [
+        (["gone.ckpt", "--data.smoothing", 1], f"{tmp_path / 'gone.ckpt'}: no such file or directory"),
+        (["teacher.ckpt"], "--data.smoothing 0: expected more than 0 where there is a teacher (null for none)"),
+        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, and here it is 3"),
+    ]:
+        status, out, err = call("fit", *few, *flags)
+        assert (status, out) == (2, "")
+        assert err.splitlines()[-1] == f"error: {message}"
+        assert not (tmp_path / "lightning_logs").exists()
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

@@ -27,7 +27,9 @@ MAY_IMPORT = {
     "sampling": {"vocabulary"},
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "loading", "memory", "sampling", "scoring", "vocabulary"},
-    "datamodule": {"loading", "memory", "ngram", "vocabulary", "windows", "wordlist"},
+    "datamodule": {
+        *("comparison", "loading", "memory", "model", "ngram", "sampling", "vocabulary", "windows", "wordlist"),
+    },
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
     "ensemble": {"model"},

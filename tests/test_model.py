@@ -125,6 +125,8 @@ def test_both_views_of_all_names_have_one_loss_and_one_gradient(names):
         ({"lr": -0.1}, "lr is -0.1: expected 0 or more"),
         ({"lr": float("nan")}, "lr is nan"),
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
+        ({"momentum": 1.0}, "momentum is 1: expected 0 or more, less than 1"),
+        ({"momentum": float("nan")}, "momentum is nan"),
         ({"init": "random"}, "init is random: expected lecture or scaled"),
         ({"optimizer": "adam"}, "optimizer is adam: expected adamw or sgd"),
         ({"schedule": "none"}, "schedule is none: expected constant or linear or halfway"),
@@ -184,15 +186,19 @@ def test_the_linear_schedule_rises_over_the_first_tenth(tmp_path):
     assert record.lrs[3] == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_training_is_the_notebooks_loop_with_torchs_optimizer(optimizer, names, tmp_path):
-    model = MLP(embedding_dim=2, hidden_size=100, init="lecture", optimizer=optimizer, lr=0.05, schedule="constant")
+@pytest.mark.parametrize(
+    ("optimizer", "options", "betas"),
+    [("sgd", {}, None), ("adamw", {}, (0.85, 0.95)), ("adamw", {"momentum": 0.7}, (0.7, 0.9))],
+)
+def test_training_is_the_notebooks_loop_with_torchs_optimizer(optimizer, options, betas, names, tmp_path):
+    options = {"init": "lecture", "optimizer": optimizer, "lr": 0.05, "schedule": "constant", **options}
+    model = MLP(embedding_dim=2, hidden_size=100, **options)
     data = NamesDataModule(num_words=5, counted=False, train_fraction=1, val_fraction=0)
     trainer(tmp_path, max_steps=20, precision="64-true").fit(model, data)
 
     X, Y = notebook.build_dataset(names[:5], notebook.stoi(names))
     parameters = {name: tensor.double().requires_grad_() for name, tensor in notebook.parameters().items()}
-    adamw = torch.optim.AdamW(parameters.values(), lr=0.05, betas=(0.85, 0.95), weight_decay=0.3)
+    adamw = torch.optim.AdamW(parameters.values(), lr=0.05, betas=betas or (0.0, 0.0), weight_decay=0.3)
     for _ in range(20):
         adamw.zero_grad()
         notebook.negative_log_likelihood(parameters, X, Y).backward()
@@ -252,17 +258,19 @@ def test_a_resumed_run_is_the_run_that_never_stopped(options, stop, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name])
 
 
-def test_a_resumed_run_takes_the_lr_and_weight_decay_it_is_asked_for(tmp_path):
+def test_a_resumed_run_takes_the_lr_weight_decay_and_momentum_it_is_asked_for(tmp_path):
     record = Record()
     data = NamesDataModule(num_words=50)
     first = trainer(tmp_path, max_steps=4)
     first.fit(MLP(hidden_size=8, lr=0.5, schedule="constant"), data)
     first.save_checkpoint(tmp_path / "first.ckpt")
-    model = MLP(hidden_size=8, lr=0.25, schedule="constant", weight_decay=0.125)
+    model = MLP(hidden_size=8, lr=0.25, schedule="constant", weight_decay=0.125, momentum=0.7)
     second = trainer(tmp_path, max_steps=8, callbacks=[record])
     second.fit(model, data, ckpt_path=tmp_path / "first.ckpt", weights_only=True)
     assert record.lrs == [0.25] * 4
-    assert second.optimizers[0].param_groups[0]["weight_decay"] == 0.125
+    (group,) = second.optimizers[0].param_groups
+    assert group["weight_decay"] == 0.125
+    assert group["betas"] == pytest.approx((0.7, 0.9))
 
 
 def test_a_checkpoint_of_another_alphabet_is_refused(tmp_path, towns):
