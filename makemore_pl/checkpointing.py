@@ -57,22 +57,23 @@ class WholeCheckpoints(TorchCheckpointIO):
         return load(path)
 
 
-def pack(checkpoint: dict[str, Any]) -> bytes:
-    """The bytes of a checkpoint, sealed."""
+def pack(checkpoint: dict[str, Any]) -> memoryview:
+    """The bytes of a checkpoint, sealed: its checksum in the comment of the zip archive, where there was none."""
     buffer = io.BytesIO()
     torch.save(checkpoint | {"sealed": True}, buffer)
-    return seal(buffer.getvalue())
+    with buffer.getbuffer() as content:  # in place: there may be no memory for another copy
+        assert bytes(content[-22:-18]) == b"PK\5\6"
+        assert bytes(content[-2:]) == bytes(2)
+        content[-2:] = (len(SEAL) + DIGEST).to_bytes(2, "little")
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(SEAL)
+    with buffer.getbuffer() as content:
+        digest = hashlib.sha256(content).hexdigest()
+    buffer.write(digest.encode())
+    return buffer.getbuffer()
 
 
-def seal(content: bytes) -> bytes:
-    """Puts the checksum into the comment of a zip archive that has none."""
-    assert content[-22:-18] == b"PK\5\6"
-    assert content[-2:] == bytes(2)
-    content = content[:-2] + (len(SEAL) + DIGEST).to_bytes(2, "little") + SEAL
-    return content + hashlib.sha256(content).hexdigest().encode()
-
-
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Writes a file that is there completely or not at all, whenever the process or the machine stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
@@ -154,7 +155,7 @@ class CheckpointFolder(Callback):
             if self.locked is None:
                 raise ValueError(f"{folder}: another run writes its checkpoints there; wait for its end")
             remove_litter(folder)
-            self.try_room(folder, pl_module)
+            self.try_room(folder, trainer, pl_module)
         except OSError as error:
             raise ValueError(f"{folder}: no checkpoint can be saved there ({error.strerror})") from None
         if not isinstance(trainer.logger, RunFolder):
@@ -166,10 +167,13 @@ class CheckpointFolder(Callback):
                     remove_litter(other)
                     os.close(locked)
 
-    def try_room(self, folder: Path, model: LightningModule) -> None:
+    def try_room(self, folder: Path, trainer: Trainer, model: LightningModule) -> None:
         """Takes as much of the disk as the checkpoints will, and gives it back."""
-        # Weights and the two moments of AdamW; `best` and `last`, and one that is written before it takes their place.
-        size = 3 * sum(parameter.nbytes for parameter in model.parameters()) + 2**15
+        # Weights, the two moments of AdamW, gradients of a step that has begun; `best` and `last`, and one that is
+        # written before it takes their place.
+        tensors = 3 + (trainer.accumulate_grad_batches > 1)
+        bytes_each = 8 if trainer.precision == "64-true" else 4
+        size = tensors * bytes_each * sum(parameter.numel() for parameter in model.parameters()) + 2**15
         size *= 3 - min(2, len(list(folder.glob("*.ckpt"))))
         probe = folder / f".probe.{os.getpid()}{PARTIAL}"
         try:
@@ -256,8 +260,11 @@ class ExactResume(Callback):
         """Takes what Lightning leaves in the checkpoint."""
         self.gradients = checkpoint.get("gradients", {})
         for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback.current_score = checkpoint["callbacks"].get(callback.state_key, {}).get("current_score")
+            state = checkpoint["callbacks"].get(callback.state_key, {})
+            if isinstance(callback, ModelCheckpoint) and state:
+                callback.current_score = state.get("current_score")
+                if os.path.realpath(Path(str(trainer.ckpt_path)).parent) == os.path.realpath(str(callback.dirpath)):
+                    rename_folder(state, str(callback.dirpath))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the gradients back."""
@@ -267,6 +274,23 @@ class ExactResume(Callback):
         self.gradients = {}
         if trainer.ckpt_path is not None and isinstance(trainer.train_dataloader, Batches):
             trainer.train_dataloader.before_batch.insert(0, lambda: count_logged_steps(trainer))
+
+
+def rename_folder(state: dict[str, Any], folder: str) -> None:
+    """Gives what a ModelCheckpoint knows of its folder the folder's present name.
+
+    Lightning forgets the best score where the name has changed, as it does from another current folder, and so lets a
+    worse checkpoint take the place of the best.
+    """
+    before = state["dirpath"]
+
+    def renamed(path: str) -> str:
+        return f"{folder}{path.removeprefix(before)}" if path.startswith(f"{before}{os.sep}") else path
+
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = renamed(state[name])
+    state["best_k_models"] = {renamed(path): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = folder
 
 
 def count_logged_steps(trainer: Trainer) -> None:

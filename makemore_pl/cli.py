@@ -251,8 +251,9 @@ class CLI(LightningCLI):
             say(f"checkpoint: {self.ckpt_path}")
 
     def before_fit(self) -> None:
-        # Besides the weights, each parameter has a gradient, and two moments of AdamW's.
-        require_memory(12 * sum(parameter.numel() for parameter in self.model.parameters()), "training this model")
+        # Besides the weights, each parameter has a gradient, and two moments of AdamW's; a checkpoint of all but the
+        # gradient is put together in memory.
+        require_memory(24 * sum(parameter.numel() for parameter in self.model.parameters()), "training this model")
         if self.checkpoint is not None:
             say(f"going on from {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
         self._say_words()
@@ -282,7 +283,6 @@ class CLI(LightningCLI):
             path, loss = self.best.best_model_path, self.best.best_model_score
             if not path:  # nothing was validated
                 path = str(Path(log_dir or "", "checkpoints", "last.ckpt"))
-                self.trainer.save_checkpoint(path)
         if not self.trainer.is_global_zero:
             return
         if loss is not None and not torch.isfinite(loss):

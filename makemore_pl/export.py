@@ -37,7 +37,7 @@ def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None
             finite number.
     """
     output = Path(output)
-    formats: dict[str, Callable[[MLP], bytes]] = {
+    formats: dict[str, Callable[[MLP], bytes | memoryview]] = {
         ".html": as_page,
         ".onnx": as_onnx,
         ".safetensors": as_safetensors,
@@ -77,7 +77,7 @@ def as_page(model: MLP) -> bytes:
     return f"{before}{text}{after}".encode()
 
 
-def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> bytes:
+def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
     """The model and the hyperparameters of its data as Lightning keeps them, without the training's state."""
     checkpoint = {
         "state_dict": model.state_dict(),

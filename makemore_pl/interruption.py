@@ -100,15 +100,21 @@ class Interruption(Callback):
         """Saves and ends the program if there was a signal."""
         if self.number is None:
             return
-        way_on = ""
-        if self.last is not None:
-            path = self.last.format_checkpoint_name({})
-            trainer.save_checkpoint(path, weights_only=False)
-            way_on = self.way_on(path)
-        self.end(f"ended after step {trainer.global_step:,}{way_on}")
+        path = self.save(trainer)
+        self.end(f"ended after step {trainer.global_step:,}{self.way_on(path) if path else ''}")
+
+    def save(self, trainer: Trainer) -> str:
+        """Saves where `last` would; gives the path."""
+        if self.last is None:
+            return ""
+        path = self.last.format_checkpoint_name({})
+        trainer.save_checkpoint(path, weights_only=False)
+        return path
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the program if there was a signal during the last step."""
+        """Saves what was never validated, and ends the program if there was a signal during the last step."""
+        if self.last is not None and not self.last.best_model_path:
+            self.save(trainer)
         if self.number is not None:
             self.end("ended after the last step")
 

@@ -5,8 +5,8 @@ import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
-from itertools import dropwhile
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,8 +137,9 @@ def check(path: str | Path, checkpoint: Any) -> None:
         raise ValueError(f"{path}: not a checkpoint of makemore_pl")
     hparams, tensors = checkpoint.get("hyper_parameters"), checkpoint["state_dict"]
     if not isinstance(hparams, dict) or not {"vocabulary", "block_size"} & hparams.keys():
-        names = ", ".join(map(str, list(tensors)[:3])) or "none"
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl, but of another model (its first tensors: {names})")
+        raise ValueError(
+            f"{path}: not a checkpoint of makemore_pl, but of another model (its first tensors: {some_of(tensors)})"
+        )
     missing = [name for name in ARCHITECTURE if name not in hparams]
     if missing:
         raise ValueError(
@@ -152,8 +153,7 @@ def check(path: str | Path, checkpoint: Any) -> None:
     shapes = dict(zip(PARAMETERS, [(V, E), (T * E, H), (H,), (H, V), (V,)], strict=True))
     if tensors.keys() != shapes.keys():
         raise ValueError(
-            f"{path}: a checkpoint of another version of makemore_pl, with the tensors {', '.join(map(str, tensors))}: "
-            "train again"
+            f"{path}: a checkpoint of another version of makemore_pl, with the tensors {some_of(tensors)}: train again"
         )
     for tensor in find_tensors(checkpoint):
         # Of the others, some do not even have a shape.
@@ -173,7 +173,9 @@ def check(path: str | Path, checkpoint: Any) -> None:
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path}: not all weights are finite numbers: that training failed; try a smaller --model.lr")
     for name in find_saved_paths(checkpoint):
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl: it names a file outside of its folder, {name}")
+        raise ValueError(
+            f"{path}: not a checkpoint of makemore_pl: it names a file outside of its folder, {some_of([name])}"
+        )
 
 
 def check_values(path: str | Path, hparams: Any) -> None:
@@ -188,12 +190,17 @@ def check_values(path: str | Path, hparams: Any) -> None:
         if name in ARCHITECTURE[1:]:
             fits = type(value) is int and value >= 1
         elif name == "vocabulary":
-            fits = isinstance(value, str | None)
+            fits = value is None or (isinstance(value, str) and list(value) == sorted(set(value)))
         else:
             special = not isinstance(name, str) or name.startswith(("_", "class_path", "init_args", "dict_kwargs"))
             fits = isinstance(value, str | int | float | None) and not special
         if not fits:
-            raise ValueError(f"{path}: not a checkpoint of makemore_pl: {str(name)[:40]} is not what a model takes")
+            raise ValueError(f"{path}: not a checkpoint of makemore_pl: {some_of([name])} is not what a model takes")
+
+
+def some_of(names: Iterable[Any]) -> str:
+    """The first of some names that stand in a file: nobody knows what they hold, and they go to a terminal."""
+    return ", ".join(ascii(str(name)[:40])[1:-1] for name in islice(names, 5)) or "none"
 
 
 def find_tensors(checkpoint: Any) -> Iterator[Tensor]:
@@ -240,7 +247,8 @@ def make(kind: type[Made], path: str | Path, saved: Mapping[str, Any], given: Ma
     try:
         return kind(**{**saved, **given})
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({error})") from None
+        why = ascii(str(error)[:200])[1:-1]  # it may quote them
+        raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({why})") from None
 
 
 def check_resume(

@@ -107,6 +107,10 @@ All flags of fit's model and data apply:
 }
 
 
+LONGEST_ERROR = 2000
+"""Characters of an error that are said: it may quote a file, and there is no end to that."""
+
+
 def open_streams() -> None:
     """Opens what of stdin, stdout and stderr is closed (`<&-`), to nowhere: else the next file would take its place."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
@@ -118,7 +122,12 @@ def open_streams() -> None:
 @rank_zero_only
 def say(line: str) -> None:
     """Tells the user something on stderr; stdout is for predictions."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(line: str) -> str:
+    """Escapes what would move a terminal's cursor, or worse: a line may quote a file or a flag."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 def fail(error: object) -> NoReturn:
@@ -126,7 +135,7 @@ def fail(error: object) -> NoReturn:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         error = f"{error.filename}: {error.strerror.lower()}"
     if os.environ.get("LOCAL_RANK", "0") == "0":  # once a machine: another one's list may be another
-        print("error: " + explain(str(error)), file=sys.stderr, flush=True)
+        print(printable("error: " + explain(str(error)))[:LONGEST_ERROR], file=sys.stderr, flush=True)
     sys.exit(2)
 
 

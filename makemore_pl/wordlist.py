@@ -9,9 +9,11 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Literal
+
+from makemore_pl.memory import require_memory
 
 PIECE = 2**24
 """Bytes of a list that are read at a time: a few million words."""
@@ -61,8 +63,13 @@ def read_words(
         changed: counts what was not taken as it stands.
 
     Raises:
-        ValueError: if the file cannot be read, is not UTF-8, or holds a control character, a word too long or no word.
+        ValueError: if the file cannot be read, is not UTF-8, holds a control character, a word too long or no word, or
+            its words are beyond this machine's memory.
     """
+    with suppress(OSError):  # which is said below
+        if Path(path).is_file():
+            # A line of eight bytes becomes a word of 56, and of 8 for its place.
+            require_memory(8 * Path(path).stat().st_size, f"{path}: all words at once (--data.split hashed holds none)")
     words = [word for piece in read_pieces(path, 0, 1, normalization, max_word_length, changed) for word in piece]
     if not words:
         raise ValueError(f"{path}: no words in this list; expected one a line")

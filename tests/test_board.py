@@ -423,7 +423,7 @@ def test_tensorboard_shows_what_was_logged(browser, tensorboard, shown):
     def shows(tab, *expected):
         browser.get("about:blank")
         browser.get(f"{tensorboard}#{tab}")
-        end = time.monotonic() + 20
+        end = time.monotonic() + 120
         while missing := [words for words in expected if words not in browser.execute_script(WHOLE_TEXT)]:
             assert time.monotonic() < end, f"{tab} shows no {missing}"
             time.sleep(0.1)

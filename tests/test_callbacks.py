@@ -49,7 +49,7 @@ def test_progress_says_lines_where_there_is_no_terminal(tmp_path, capsys):
     fit(tmp_path, Progress(), ValidateLastStep(), max_steps=10)
     out, err = capsys.readouterr()
     assert out == ""
-    (line,) = [line for line in err.split("\n") if line.startswith("step ")]
+    *_, line = [line for line in err.split("\n") if line.startswith("step ")]
     assert re.fullmatch(r"step 10/10  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", line)
 
 

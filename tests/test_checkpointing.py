@@ -1,4 +1,5 @@
 import csv
+import errno
 import hashlib
 import io
 import itertools
@@ -296,6 +297,25 @@ def break_(path):
     os.utime(path, times)
 
 
+def test_the_best_stays_the_best_from_another_folder(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--data.num_words", 200, "--model.hidden_size", 8, "--model.schedule", "constant", "--pictures", "false"]
+    flags += ["--trainer.val_check_interval", 5]
+    status, _, err = call("fit", *flags, "--trainer.default_root_dir", "runs", "--trainer.max_steps", 20)
+    assert status == 0, err
+    best = tmp_path / "runs/lightning_logs/version_0/checkpoints/best.ckpt"
+    before = best.read_bytes()
+    monkeypatch.chdir(tmp_path / "runs")
+    worse = ["--ckpt_path", "last", "--model.lr", 9, "--trainer.max_steps", 25]  # steps that lead away
+    status, _, err = call("fit", *flags, *worse)
+    assert status == 0, err
+    assert best.read_bytes() == before
+    state = torch.load(best.with_name("last.ckpt"), weights_only=True)["callbacks"]
+    (best_state,) = (each for each in state.values() if each.get("best_k_models") and each["monitor"] == "val/loss")
+    assert Path(best_state["best_model_path"]).samefile(best)
+    assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
 def test_what_is_broken_gives_way_to_the_one_before(runs, call):
     older, newer = runs
     on = "--trainer.max_steps", 6
@@ -443,6 +463,31 @@ def test_a_full_disk_is_found_before_the_first_step(small_disk, call):
     folder = small_disk / RUN
     assert err.endswith(f"error: {folder}: no checkpoint can be saved there (No space left on device)\n")
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "tensors", "width"),
+    [
+        ([], 3, 4),
+        (["--trainer.precision", "64-true"], 3, 8),
+        (["--trainer.accumulate_grad_batches", 2, "--data.batch_size", 8], 4, 4),
+    ],
+)
+def test_as_much_room_as_the_checkpoints_will_take_is_asked_for(flags, tensors, width, call, tmp_path, monkeypatch):
+    asked = []
+
+    def full(file, offset, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    status, out, err = call("fit", "--data.num_words", 50, *flags)
+    assert (status, out) == (2, "")
+    assert err.endswith(f"error: {RUN}: no checkpoint can be saved there (No space left on device)\n")
+    # `best`, `last`, and one more while it is written, of 11,897 parameters each.
+    assert asked == [3 * (tensors * width * 11897 + 2**15)]
+    assert list((tmp_path / RUN).iterdir()) == []
 
 
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(small_disk, call, monkeypatch):

@@ -483,9 +483,9 @@ def sparse_gigabyte(path):
 )
 def test_a_list_that_is_none_is_answered_soon(write, message, folder, call):
     write(folder / "list")
-    begin = time.monotonic()
+    begin = time.process_time()
     status, out, err = call("fit", "--data.path", "list")
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5  # of this process alone: the machine may be busy
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: list")
     assert message in err
@@ -534,15 +534,16 @@ def test_numbers_out_of_their_range_are_refused_before_anything_is_made(flag, va
     assert err.count("\n") == 1
 
 
-def test_what_does_not_fit_into_memory_is_one_line(folder, call, monkeypatch):
+def test_what_does_not_fit_into_memory_is_one_line(folder, call, names, monkeypatch):
+    (folder / "few.txt").write_text("\n".join(names[:3000]))
     monkeypatch.setattr("makemore_pl.memory.LITTLE", 0)
     monkeypatch.setattr("makemore_pl.memory.free_memory", lambda: 1_000_000)
-    # 2,700 words have about 19,000 windows of 8 x 6 bytes, and 11,897 parameters 12 bytes more each.
-    quick = ["--data.num_words", 3000, "--trainer.max_steps", 2]
+    # 2,700 words have about 19,000 windows of 8 x 6 bytes, and 11,897 parameters 24 bytes more each.
+    quick = ["--data.path", "few.txt", "--trainer.max_steps", 2]
     status, _, err = call("fit", *quick, "--model.block_size", 8)
     assert status == 2
     assert re.search(r"\nerror: windows of 8 characters would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)
-    status, _, err = call("fit", *quick[2:], "--data.num_words", 50, "--model.hidden_size", 2000)
+    status, _, err = call("fit", *quick, "--model.hidden_size", 2000)
     assert status == 2
     assert re.match(r"error: training this model would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)
     monkeypatch.setattr("makemore_pl.memory.free_memory", lambda: float("inf"))

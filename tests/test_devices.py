@@ -20,7 +20,7 @@ SEVERAL = [2, 3, 4]
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    subprocess.run([sys.executable, ROOT / "tests" / "ranks.py", folder], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, ROOT / "tests" / "ranks.py", folder], check=True, capture_output=True, timeout=900)
     return folder
 
 
@@ -144,7 +144,7 @@ def test_launchers_train_as_one_process(launcher, alone, tmp_path):
     several = ["--trainer.strategy", strategy, "--trainer.devices", "2"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] * (launcher == "torchrun")
     line = [sys.executable, *torchrun, *FIT, *several]
-    result = subprocess.run(line, cwd=tmp_path, text=True, capture_output=True, timeout=120)
+    result = subprocess.run(line, cwd=tmp_path, text=True, capture_output=True, timeout=900)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("\n") == 20
     assert furthest(weights(folder).values(), weights(tmp_path).values()) <= 1e-5

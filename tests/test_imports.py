@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "comparison": {"ngram", "sampling", "windows"},
     "board": {"comparison", "datamodule", "figures", "model", "ngram", "sampling"},
     "vocabulary": set(),
-    "wordlist": set(),
+    "wordlist": {"memory"},
     "watchdog": set(),
     "windows": {"memory", "vocabulary"},
     "gradient": set(),

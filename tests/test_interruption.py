@@ -62,6 +62,18 @@ def test_a_signal_after_the_last_step_is_not_forgotten(hook, tmp_path, monkeypat
     assert capfd.readouterr().err in ("error: SIGTERM: ended after the last step\n", "")
 
 
+def test_what_was_never_validated_is_saved_before_the_end(tmp_path, monkeypatch, capfd):
+    class Unasked(ModelCheckpoint):  # as where there is no validation
+        on_validation_end = on_train_epoch_end = on_train_batch_end = on_train_end = lambda *_: None
+
+    monkeypatch.setattr(MLP, "on_train_end", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as exit, ending_quietly():
+        fit(tmp_path, Interruption(Unasked(tmp_path, "last")))
+    assert exit.value.code == 143
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 50
+    assert capfd.readouterr().err == "error: SIGTERM: ended after the last step\n"
+
+
 def test_a_run_that_fails_after_a_signal_is_not_ended_once_more(tmp_path, monkeypatch):
     def fail(self, batch, batch_idx):
         os.kill(os.getpid(), signal.SIGTERM)

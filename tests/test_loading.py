@@ -126,6 +126,9 @@ def test_no_code_runs_from_a_checkpoint(kind, folder, checkpoint, call, monkeypa
         assert (status, out) == (2, ""), (command, out, err)
         assert err.startswith("error: x.ckpt: "), command
         assert err.count("\n") == 1
+    status, out, err = call("fit", *QUICK, "--data.smoothing", 1, "--data.teacher", "x.ckpt")
+    assert (status, out) == (2, "")
+    assert err.splitlines()[-1].startswith(f"error: {folder / 'x.ckpt'}: ")
     for made, path in itertools.product((MLP, NamesDataModule), ("x.ckpt", folder / "x.ckpt")):
         with pytest.raises(ValueError, match=r"x.ckpt: "):
             made.load_from_checkpoint(path)
@@ -463,6 +466,24 @@ def test_whatever_a_checkpoint_holds_is_answered(checkpoint, top, hparams, tenso
         MLP(**hostile["hyper_parameters"]).load_state_dict(hostile["state_dict"])
 
 
+@pytest.mark.parametrize("name", ["\x1b[2J", "a\nb", "é\x9b", "x" * 10**5])
+@pytest.mark.parametrize("place", ["state_dict", "hyper_parameters", "datamodule_hyper_parameters", "init"])
+def test_what_a_checkpoint_holds_reaches_no_terminal_as_it_is(place, name, checkpoint, call, folder):
+    if place == "init":
+        hostile = checkpoint | {"hyper_parameters": checkpoint["hyper_parameters"] | {"init": name}}
+    else:
+        hostile = checkpoint | {place: dict(checkpoint[place]) | {name: [1]}}
+    torch.save(hostile, folder / "x.ckpt")
+    status, out, err = call("predict", "--ckpt_path", "x.ckpt")
+    assert (status, out) == (2, "")
+    line, rest = err.split("\n", 1)
+    assert line.startswith("error: x.ckpt: ")
+    assert line.isprintable()
+    assert (len(line) <= 2000, rest) == (True, "")
+    with pytest.raises(ValueError, match=r"^x\.ckpt: [ -~]{,300}$"):
+        (NamesDataModule if place.startswith("data") else MLP).load_from_checkpoint("x.ckpt")
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -594,6 +615,17 @@ def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call)
     assert err.startswith("error: x.ckpt: not a checkpoint to go on with: its optimizer is not ")
     assert sorted(folder.iterdir()) == before
     assert call("fit", "--ckpt_path", "whole.ckpt", *more)[0] == 0
+
+
+@pytest.mark.parametrize("betas", ["x", None, (2.0, -1.0)])
+def test_the_momentum_of_a_checkpoint_gives_way_to_the_one_asked_for(betas, unfinished, folder, call):
+    hostile = copy.deepcopy(unfinished[0])
+    hostile["optimizer_states"][0]["param_groups"][0]["betas"] = betas
+    torch.save(hostile, "x.ckpt")
+    status, _, err = call("fit", "--ckpt_path", "x.ckpt", *QUICK[:2], "--trainer.max_steps", 6, "--model.momentum", 0.7)
+    assert status == 0, err
+    (group,) = load("lightning_logs/version_0/checkpoints/last.ckpt")["optimizer_states"][0]["param_groups"]
+    assert group["betas"] == pytest.approx((0.7, 0.9))
 
 
 @given(st.data())

@@ -36,7 +36,7 @@ def shell(tmp_path):
 
 
 def finished(*processes):
-    outputs = [process.communicate(timeout=200) for process in processes]
+    outputs = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return outputs
 
@@ -100,7 +100,7 @@ def test_slurm(shell, tmp_path):
         assert batch.poll() is None, batch.communicate()
         time.sleep(0.1)
     batch.send_signal(signal.SIGTERM)  # as SLURM does a minute before the time is up
-    _, err = batch.communicate(timeout=60)
+    _, err = batch.communicate(timeout=900)
     assert "error: SIGTERM: ended all processes of this run" in err
     assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
 

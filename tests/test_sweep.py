@@ -22,7 +22,7 @@ def test_two_processes_share_one_study(few, tmp_path, call):
     long_enough = ["--max_steps", "100"]  # that one process cannot be done before the other begins
     line = [sys.executable, "-m", "makemore_pl.sweep", "--trials", "6", *few, *long_enough]
     pair = [subprocess.Popen(line, cwd=tmp_path, text=True, stdout=-1, stderr=-1) for _ in range(2)]
-    outputs = [process.communicate(timeout=200) for process in pair]
+    outputs = [process.communicate(timeout=900) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
     for _, err in outputs:
         assert re.search(r"Trial \d+ (finished|pruned)", err)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, whi
 def counts(tmp_path_factory):
     path = tmp_path_factory.mktemp("torture") / "counts.json"
     line = [sys.executable, ROOT / "tests" / "torture.py", "--share", "--output", path]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(path.read_text())
 

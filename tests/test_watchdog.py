@@ -1,4 +1,4 @@
-"""Runs on two processes that are hurt, by faults.py. Promised are ten seconds; a busy machine gets twenty."""
+"""Runs on two processes that are hurt, by faults.py. Promised are ten seconds; a busy machine gets a minute."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from makemore_pl.watchdog import Watchdog
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
-    subprocess.run([sys.executable, ROOT / "tests" / "faults.py", folder], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, ROOT / "tests" / "faults.py", folder], check=True, capture_output=True, timeout=900)
     return folder
 
 
@@ -41,7 +41,7 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
         "SIGTERM": rf"error: (SIGTERM|SIGINT){way_on}",
         "SIGINT": rf"error: (SIGINT|SIGTERM){way_on}",
         "error": rf"error: (lost touch with another process|SIGTERM){way_on}",
-    }[fault]
+    }["SIGKILL" if whom == "launcher" else fault]  # a launcher that dies leaves as little behind as one that is killed
     assert all(re.fullmatch(expected, line) for line in said), said
     # Of the others, whoever launched them may have ended the last one before it could speak.
     assert said or fault not in ("SIGSTOP", "sleep")

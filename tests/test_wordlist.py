@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from makemore_pl import wordlist
+from makemore_pl import memory, wordlist
 from makemore_pl.wordlist import default_path, hash_words, read_pieces, read_words, split_words
 
 
@@ -85,6 +85,17 @@ def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
     (tmp_path / "list.txt").write_bytes(b"emma\n" + b" " * 1000 + b"ava")
     with pytest.raises(ValueError, match="a line over 100 bytes"):
         read_words(tmp_path / "list.txt")
+
+
+def test_a_list_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "list.txt"
+    path.write_text("emma\n" * 1000)
+    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000 - 1)
+    with pytest.raises(ValueError, match=r"list.txt: all words at once \(--data.split hashed holds none\) would take "):
+        read_words(path)
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000)
+    assert read_words(path) == ["emma"] * 1000
 
 
 def test_words_are_put_into_one_form(tmp_path):

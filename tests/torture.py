@@ -5,6 +5,7 @@ Every run is `makemore_pl fit` itself, in a process forked from here so that non
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -204,14 +205,16 @@ def kill_at_random_times(root, number, flags, deadline=float("inf")):
     begin = time.monotonic()
     assert wait(forked(fit, root / "whole", flags)[0]) == 0, (root / "whole" / "log").read_text()
     seconds, whole = time.monotonic() - begin, digest(root / "whole" / LAST)
-    for run in range(number):
-        if time.monotonic() + 1.5 * seconds > deadline:
-            break
-        folder = root / str(run)
+    run = 0
+    while counts["runs killed"] < number and time.monotonic() + 1.5 * seconds < deadline:
+        run, folder = run + 1, root / str(run)
         child, _ = forked(fit, folder, flags)
-        time.sleep(random.uniform(0, 0.9 * seconds))  # later ones would be over on a machine that is faster now
+        time.sleep(random.uniform(0, 0.9 * seconds))
         os.kill(child, signal.SIGKILL)
-        counts["runs killed"] += wait(child) == -signal.SIGKILL
+        if wait(child) == -signal.SIGKILL:
+            counts["runs killed"] += 1
+        else:
+            seconds *= 0.8  # it was over: the machine is faster now
         saved = (folder / LAST).exists() or (folder / LAST).with_name("best.ckpt").exists()
         if not saved:
             shutil.rmtree(folder)
@@ -233,9 +236,16 @@ SPOTS = {
 }
 """Where a signal may come in: something that is called, and which of its calls takes its time."""
 
+OTHER_SPOTS = {
+    "counted": {"a step": 1, "fast steps": 1},  # of three steps
+    "accumulation": {"a step": 10},  # with the gradients of one batch of three
+    "minibatch, by epoch": {"a step": 10},
+}
+"""The same in other recipes, and which of the calls."""
 
-def linger(command, flags, spot, seconds):
-    owner, name, number = SPOTS[spot]
+
+def linger(command, flags, spot, number, seconds):
+    owner, name, _ = SPOTS[spot]
     work, calls = getattr(owner, name), []
 
     def slow(*arguments, **more):
@@ -250,19 +260,23 @@ def linger(command, flags, spot, seconds):
     cli.main()
 
 
-def interrupt(root, spots=tuple(SPOTS), signals=(signal.SIGINT, signal.SIGTERM)):
+def interrupt(root, spots=tuple(SPOTS), more=None):
     """Sends signals in the middle of everything; a run goes on from them to the state of one that never stopped."""
     counts = {"signals": 0, "other status": 0, "over ten seconds": 0, "second not at once": 0, "other final state": 0}
-    flags = f"{TOY} {RECIPES['minibatch']}"
-    assert wait(forked(fit, root / "whole", flags)[0]) == 0
-    whole = digest(root / "whole" / LAST)
+    recipes = {"minibatch": {spot: SPOTS[spot][2] for spot in spots}} | (more or {})
+    signals, flags, whole = (signal.SIGINT, signal.SIGTERM), {}, {}
+    for recipe in recipes:
+        flags[recipe], folder = f"{TOY} {RECIPES[recipe]}", root / f"whole_{recipe}"
+        assert wait(forked(fit, folder, flags[recipe])[0]) == 0
+        whole[recipe] = digest(folder / LAST)
 
-    def send(folder, spot, number, times):
+    def send(folder, recipe, spot, number, times):
         """Gives the seconds from the last signal to the end."""
-        lingering = 0.3 if times == 1 else 5
-        command = ("predict", "--sample.num_names 100000") if spot == "sampling" else ("fit", flags)
-        child, _ = forked(linger, folder, *command, spot, lingering)
+        lingering = 1 if times == 1 else 10
+        command = ("predict", "--sample.num_names 100000") if spot == "sampling" else ("fit", flags[recipe])
+        child, _ = forked(linger, folder, *command, spot, recipes[recipe][spot], lingering)
         while not (folder / "here").exists():
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), f"{recipe} has no such {spot}"
             time.sleep(0.01)
         for _ in range(times):
             time.sleep(0.1)
@@ -274,26 +288,24 @@ def interrupt(root, spots=tuple(SPOTS), signals=(signal.SIGINT, signal.SIGTERM))
         assert "Traceback" not in said, said
         return time.monotonic() - begin
 
-    for spot in spots:
-        for number in signals:
-            folder = root / f"{spot} {number}".replace(" ", "_")
+    for recipe in recipes:
+        for spot, number in itertools.product(recipes[recipe], signals):
+            folder = root / f"{recipe} {spot} {number}"
             if spot == "sampling":
-                shutil.copytree(root / "whole", folder)
-            counts["over ten seconds"] += send(folder, spot, number, times=1) > 10
+                shutil.copytree(root / "whole_minibatch", folder)
+            counts["over ten seconds"] += send(folder, recipe, spot, number, times=1) > 10
             if spot == "reading the list":
                 assert not (folder / LAST).exists()
             elif spot != "sampling":
-                status = wait(forked(fit, folder, flags, True, None, True)[0])
-                assert status == 0 or "this run is finished" in (folder / "log").read_text(), (
-                    folder / "log"
-                ).read_text()
-                counts["other final state"] += digest(folder / LAST) != whole
+                status, log = wait(forked(fit, folder, flags[recipe], True, None, True)[0]), folder / "log"
+                assert status == 0 or "this run is finished" in log.read_text(), log.read_text()
+                counts["other final state"] += digest(folder / LAST) != whole[recipe]
     if "a validation" in spots:
         for number in signals:
             folder = root / f"twice_{number}"
-            counts["second not at once"] += send(folder, "a validation", number, times=2) > 2
-            assert wait(forked(fit, folder, flags, True, None, True)[0]) == 0
-            counts["other final state"] += digest(folder / LAST) != whole
+            counts["second not at once"] += send(folder, "minibatch", "a validation", number, times=2) > 4
+            assert wait(forked(fit, folder, flags["minibatch"], True, None, True)[0]) == 0
+            counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
     return counts
 
 
@@ -396,7 +408,7 @@ def main():
             parts = {
                 "mutations of a checkpoint": lambda: hurt_files(root, 1000, checkpoint),
                 "kill -9 during saves": lambda: kill_during_saves(root / "saves", 200, checkpoint, temporaries),
-                "signals": lambda: interrupt(root / "signals"),
+                "signals": lambda: interrupt(root / "signals", more=OTHER_SPOTS),
                 "kill -9 at random times": lambda: kill_at_random_times(root / "random", 20, REAL, deadline - 300),
                 "kill -9 at every step": lambda: kill_at_every_step(root / "steps", deadline=deadline),
             }
