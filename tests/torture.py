@@ -239,7 +239,7 @@ SPOTS = {
 OTHER_SPOTS = {
     "counted": {"a step": 1, "fast steps": 1},  # of three steps
     "accumulation": {"a step": 10},  # with the gradients of one batch of three
-    "minibatch, by epoch": {"a step": 10},
+    "minibatch, by epoch": {"a step": 5},
 }
 """The same in other recipes, and which of the calls."""
 
