@@ -104,10 +104,11 @@ def test_copies_of_a_word_stay_together(names):
         assert list(dict.fromkeys(split)) == expected
 
 
-def test_smoothed_targets_beyond_memory_are_refused(monkeypatch):
+def test_smoothed_targets_beyond_memory_are_refused(names, monkeypatch):
     monkeypatch.setattr(memory, "LITTLE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
     data = NamesDataModule(num_words=400, counted=False, smoothing=0.5)
+    data._list = names  # that is not what memory is too small for
     with pytest.raises(ValueError, match="targets smoothed by counting would take"):
         data.setup("fit")
 
