@@ -40,7 +40,7 @@ def is_stream(path: Path) -> bool:
     return str(path) in ("-", STREAM) or (path.exists() and not path.is_file() and not path.is_dir())
 
 
-def require_same_split(path: str, checkpoint: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
     """Refuses a checkpoint trained on other words: some of them would pass for unseen ones.
 
     Lists are known by their paths: one that has changed meanwhile is not noticed.
@@ -48,7 +48,7 @@ def require_same_split(path: str, checkpoint: Mapping[str, Any], ours: Mapping[s
     Raises:
         ValueError: if it is one, or nobody can tell.
     """
-    theirs = checkpoint.get("datamodule_hyper_parameters", {})
+    theirs = read(path).get("datamodule_hyper_parameters", {})
     if STREAM in (theirs.get("path"), ours["path"]):
         raise ValueError(f"{path}: nobody knows whether it was trained on these words: name a file, no stream")
     for name in SPLIT:
@@ -376,12 +376,12 @@ class NamesDataModule(LightningDataModule):
         path, ours = self.hparams["teacher"], {**self.hparams, "vocabulary": self.vocabulary.characters}
         if path is None:
             return None
-        checkpoint = read(path)
+        teacher = MLP.load_from_checkpoint(path, "cpu")
         for name in ("vocabulary", "block_size"):
-            if (theirs := checkpoint["hyper_parameters"][name]) != ours[name]:
+            if (theirs := teacher.hparams[name]) != ours[name]:
                 raise ValueError(f"teacher {path}: its {name} is {theirs!r}, and here it is {ours[name]!r}")
-        require_same_split(path, checkpoint, self.hparams)
-        return MLP.load_from_checkpoint(path, "cpu")
+        require_same_split(path, self.hparams)
+        return teacher
 
     def _expect(self, X: Tensor) -> Tensor:
         """The probabilities (N, V) of what comes after contexts (N, T), as counting and a teacher expect it."""

@@ -15,7 +15,6 @@ from makemore_pl.datamodule import NamesDataModule, require_same_split
 from makemore_pl.ensemble import average as combine
 from makemore_pl.export import export
 from makemore_pl.figures import draw_learning_rates
-from makemore_pl.loading import load
 from makemore_pl.model import MLP
 
 LOWEST, HIGHEST = 0.001, 1.0
@@ -88,8 +87,8 @@ class Trainer(pl.Trainer):
         """
         models = [model]
         for path in average or []:
-            models.append(MLP.load_from_checkpoint(path, "cpu"))  # looks at all of it
-            require_same_split(path, load(path), datamodule.hparams)
+            models.append(MLP.load_from_checkpoint(path, "cpu"))
+            require_same_split(path, datamodule.hparams)
         if self.is_global_zero:
             export(combine(models) if average else model, output, datamodule.hparams)
 

@@ -483,9 +483,9 @@ def sparse_gigabyte(path):
 )
 def test_a_list_that_is_none_is_answered_soon(write, message, folder, call):
     write(folder / "list")
-    begin = time.process_time()
+    begin = time.monotonic()
     status, out, err = call("fit", "--data.path", "list")
-    assert time.process_time() - begin < 5  # of this process alone: the machine may be busy
+    assert time.monotonic() - begin < 5
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("error: list")
     assert message in err

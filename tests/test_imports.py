@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "predictions": {"sampling", "vocabulary", "wordlist"},
     "ensemble": {"model"},
     "export": {"checkpointing", "figures", "loading", "model"},
-    "trainer": {"datamodule", "ensemble", "export", "figures", "loading", "model"},
+    "trainer": {"datamodule", "ensemble", "export", "figures", "model"},
     "parser": set(),
     "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser"},
     "cli": {

@@ -272,7 +272,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
 
     def send(folder, recipe, spot, number, times):
         """Gives the seconds from the last signal to the end."""
-        lingering = 1 if times == 1 else 10
+        lingering = 1 if times == 1 else 5
         command = ("predict", "--sample.num_names 100000") if spot == "sampling" else ("fit", flags[recipe])
         child, _ = forked(linger, folder, *command, spot, recipes[recipe][spot], lingering)
         while not (folder / "here").exists():
@@ -303,7 +303,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
     if "a validation" in spots:
         for number in signals:
             folder = root / f"twice_{number}"
-            counts["second not at once"] += send(folder, "minibatch", "a validation", number, times=2) > 4
+            counts["second not at once"] += send(folder, "minibatch", "a validation", number, times=2) > 2
             assert wait(forked(fit, folder, flags["minibatch"], True, None, True)[0]) == 0
             counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
     return counts
