@@ -36,8 +36,9 @@ from makemore_pl.interruption import Interruption, ending_quietly
 from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check_resume, read, refuse_url
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust
+from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust, write_utf8
 from makemore_pl.predictions import NamesWriter, Request
+from makemore_pl.threads import MOST, Threads, choose_threads
 from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
 from makemore_pl.windows import count_words
@@ -77,6 +78,7 @@ class Settings(Callback):
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Sets them."""
         silence_stock_noise()
+        write_utf8()
         torch.set_float32_matmul_precision(self.matmul_precision)
         if self.compile is not None:
             pl_module.compile(mode=self.compile)
@@ -187,6 +189,7 @@ class CLI(LightningCLI):
         trainer = options.trainer
         callbacks = as_list(trainer.callbacks)
         self.best: ModelCheckpoint | None = None
+        callbacks.append(Threads())
         callbacks.append(Settings(options.matmul_precision, options.get("compile")))
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
             callbacks.append(Watchdog())
@@ -523,8 +526,12 @@ def main() -> None:
     silence_stock_noise()
     keep_freed_memory()
     end_with_parent()
-    with ending_quietly():
-        run()
+    choose_threads(0)  # reading and counting are small operations
+    try:
+        with ending_quietly():
+            run()
+    finally:
+        torch.set_num_threads(MOST)
 
 
 def run() -> None:

@@ -3,11 +3,11 @@
 import copy
 
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_info  # type: ignore[attr-defined]
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, Timer
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning_utilities.core.rank_zero import rank_zero_info
 
 from makemore_pl.board import Board
 from makemore_pl.callbacks import StopNotFinite, ValidateLastStep
@@ -17,9 +17,6 @@ from makemore_pl.watchdog import Watchdog
 
 ROWS_AT_ONCE = 2**18
 """Rows that are taken from the loader at a time."""
-
-ROWS_FOR_THREADS = 2**9
-"""Batches of fewer rows are faster on one thread: several lose more time waiting for each other than they save."""
 
 BATCH_HOOKS = (
     "on_train_batch_start",
@@ -55,7 +52,6 @@ class FastSteps(Callback):
     """
 
     def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
         self.failed = False  # the weights were not finite after some of them
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,17 +59,11 @@ class FastSteps(Callback):
         loader = trainer.train_dataloader
         if type(pl_module) is not MLP or not isinstance(loader, Batches):
             return
-        if loader.batch_size < ROWS_FOR_THREADS:
-            torch.set_num_threads(1)
         reason = reason_for_single_steps(trainer, loader)
         if reason:
             rank_zero_info(f"fast steps are off: {reason}")
         else:
             loader.before_batch.append(lambda: self.run_ahead(trainer, pl_module, loader))
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the threads back."""
-        torch.set_num_threads(self.threads)
 
     def run_ahead(self, trainer: Trainer, model: MLP, loader: Batches) -> bool:
         """Takes some of the unwatched steps before the next watched one; says whether there are more."""

@@ -147,18 +147,3 @@ def test_a_subclass_takes_its_own_steps(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "MLP", OtherMLP)
     _, _, steps = fit(tmp_path, True, {}, {"batch_size": 16}, max_steps=12)
     assert steps == 12
-
-
-@pytest.mark.parametrize(("rows", "expected"), [(17, 1), (16, 2)])
-def test_small_batches_take_one_thread_and_give_the_others_back(rows, expected, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr("makemore_pl.faststeps.ROWS_FOR_THREADS", rows)
-    monkeypatch.setattr(MLP, "train_on", lambda *_: seen.append(torch.get_num_threads()))
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        fit(tmp_path, True, {}, {"batch_size": 16}, max_steps=12)
-        assert set(seen) == {expected}
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

@@ -12,6 +12,8 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "checkpointing": {"datamodule", "loading"},
     "loading": {"memory"},
+    "shipped": set(),
+    "threads": set(),
     "memory": set(),
     "interruption": {"checkpointing", "datamodule", "watchdog"},
     "figures": {"vocabulary"},
@@ -28,18 +30,20 @@ MAY_IMPORT = {
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "loading", "memory", "sampling", "scoring", "vocabulary"},
     "datamodule": {
-        *("comparison", "loading", "memory", "model", "ngram", "sampling", "vocabulary", "windows", "wordlist"),
+        *("comparison", "loading", "memory", "model", "ngram", "sampling", "shipped", "vocabulary"),
+        *("windows", "wordlist"),
     },
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
     "ensemble": {"model"},
     "export": {"checkpointing", "figures", "loading", "model"},
     "trainer": {"datamodule", "ensemble", "export", "figures", "model"},
-    "parser": set(),
-    "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser"},
+    "parser": {"shipped"},
+    "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser", "threads"},
     "cli": {
         *("board", "callbacks", "checkpointing", "comparison", "datamodule", "faststeps", "interruption", "loading"),
-        *("memory", "model", "parser", "predictions", "trainer", "watchdog", "windows"),
+        *("memory", "model", "parser", "predictions", "threads", "trainer"),
+        *("watchdog", "windows"),
     },
 }
 
@@ -61,7 +65,7 @@ def test_imports_run_one_way(room):
     ours = {name.split(".")[1] for name in imported if name.startswith("makemore_pl.")} - {"__version__"}
     assert ours <= MAY_IMPORT[room]
     plain = {"figures", "gradient", "loading", "memory", "sampling", "scoring", "vocabulary", "windows", "wordlist"}
-    plain |= {"comparison", "ngram"}
+    plain |= {"comparison", "ngram", "shipped"}
     if room in plain:
         assert not any(name.startswith("lightning") for name in imported)
 

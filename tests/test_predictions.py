@@ -191,3 +191,17 @@ def test_the_first_device_writes_what_others_drew(monkeypatch, capsys):
     second.on_predict_batch_end(Trainer(1), model, ["名 前"], 1, 1)
     first.on_predict_batch_end(Trainer(0), model, [], 1, 1)
     assert capsys.readouterr().out == "emma\n名 前\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_stdout_is_utf8_whatever_the_locale(encoding, towns, command, tmp_path, monkeypatch):
+    path, words = towns
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    fit = command("fit", "--data.path", path, "--trainer.max_steps", 20, cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    assert not fit.stdout.isascii()
+    assert set(fit.stdout) <= set("".join(words) + "\n")
+    predict = command("predict", cwd=tmp_path)
+    assert predict.stdout == fit.stdout
+    score = command("predict", "--sample.score", "-", cwd=tmp_path, input="名前\n")
+    assert score.stdout.endswith("\t名前\n")

@@ -34,7 +34,6 @@ CHAPTERS = dict(
 def folder(default_fit, monkeypatch, names, tmp_path):
     """As the README's reader has it: after a first fit, with the recipes and a list."""
     shutil.copytree(default_fit[0] / "lightning_logs", tmp_path / "lightning_logs")
-    shutil.copytree(ROOT / "configs", tmp_path / "configs")
     (tmp_path / "my_words.txt").write_text("\n".join(names[:100]), encoding="utf-8")
     shutil.copy(tmp_path / "my_words.txt", tmp_path / "pictures.txt")
     monkeypatch.chdir(tmp_path)
@@ -70,7 +69,7 @@ def test_every_chapter_runs(chapter, folder, call):
     assert len(out.split("\n")) == {"fit": 21, "predict": 51, "lr_find": 2}[arguments[0]]
     promised = re.search(rf"`python -m makemore_pl {re.escape(CHAPTERS[chapter])}` \| .*?val ([\d.]+)", README)
     if arguments[0] == "lr_find":
-        (promised_lr,) = re.findall(r"lr_find --config configs/lecture.yaml` \| ([\d.]+),", README)
+        (promised_lr,) = re.findall(r"lr_find --config lecture` \| ([\d.]+),", README)
         assert float(out.split()[-1]) == pytest.approx(float(promised_lr), rel=0.3)
     if promised and not long:
         (found,) = re.findall(r"val/loss ([\d.]+)", err)

@@ -13,11 +13,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from makemore_pl import memory, wordlist
-from makemore_pl.wordlist import default_path, hash_words, read_pieces, read_words, split_words
+from makemore_pl.shipped import shipped
+from makemore_pl.wordlist import hash_words, read_pieces, read_words, split_words
 
 
 def test_the_default_list_is_names_txt(names):
-    assert read_words(default_path()) == names
+    assert read_words(shipped("names.txt")) == names
 
 
 @pytest.mark.parametrize(
