@@ -79,7 +79,7 @@ audit: install ## look the tested versions up among the known vulnerabilities, w
 	&& $(BIN)/pip-audit --vulnerability-service osv --requirement .venv/tested.txt --no-deps --disable-pip; \
 	else echo "audit: skipped, no source of advisories can be reached"; fi
 
-bench: develop ## measure against the notebook and the usual Lightning, side by side (under ten minutes)
+bench: develop ## measure against the notebook and the usual Lightning, side by side (twenty minutes)
 	$(BIN)/python benchmarks/run.py $(ARGS)
 
 records: install ## train the recipes that beat counting, three seeds each (twenty minutes); ARGS='--only smoothed'
