@@ -1,5 +1,6 @@
 import io
 import itertools
+import math
 import re
 from functools import partial
 from types import SimpleNamespace
@@ -88,8 +89,8 @@ def test_a_loss_that_is_no_number_ends_the_run(bad, precision, tmp_path, monkeyp
 
 @pytest.mark.parametrize("model", [{"optimizer": "sgd"}, {}])
 def test_a_loss_that_is_no_number_is_found_among_fast_steps(model, tmp_path, monkeypatch):
-    """The learning rate of the 30th step throws the weights out of all numbers, so the 31st has a loss that is none."""
-    monkeypatch.setattr(MLP, "lr_at", lambda self, step: 1e38 if step == 29 else 0.01)
+    """The learning rate of the 30th step leaves weights that are no numbers, so the 31st has a loss that is none."""
+    monkeypatch.setattr(MLP, "lr_at", lambda self, step: math.nan if step == 29 else 0.01)
     monkeypatch.setitem(globals(), "MLP", partial(MLP, **model))
     monkeypatch.setattr("makemore_pl.faststeps.MLP", MLP.func)
     taken, train_on = [], MLP.func.train_on
@@ -104,7 +105,7 @@ def test_a_loss_that_is_no_number_is_found_among_fast_steps(model, tmp_path, mon
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     """The step before the loss shows it: a validation comes between."""
-    monkeypatch.setattr(MLP, "lr_at", lambda self, step: 1e38 if step == 7 else 0.01)
+    monkeypatch.setattr(MLP, "lr_at", lambda self, step: math.nan if step == 7 else 0.01)
     last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
     with pytest.raises(ValueError, match=r"^step 8: the loss is nan"):
         fit(tmp_path, StopNotFinite(), last, max_steps=30, enable_progress_bar=False, enable_checkpointing=True)
