@@ -96,6 +96,12 @@ class CLI(LightningCLI):
         ours = {"lr_find": {"model", "datamodule"}, "export": {"model", "datamodule"}}
         return {name: (theirs | ours)[name] for name in COMMANDS}
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Makes a parser that knows recipes by their names."""
+        parser = Parser(**kwargs)
+        parser.add_config()
+        return parser
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         assert isinstance(parser, Parser)
         parser.link_arguments("model.block_size", "data.block_size")

@@ -180,10 +180,10 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.command = command
 
-    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("action") is ActionConfigFile:
-            kwargs |= {"action": RecipeFile, "metavar": "NAME", "help": f"a recipe: {RECIPES}; or a YAML file"}
-        return super().add_argument(*args, **kwargs)
+    def add_config(self) -> None:
+        """Adds `--config`."""
+        help = f"a recipe: {RECIPES}; or a YAML file"
+        self.add_argument("-c", "--config", action=RecipeFile, metavar="NAME", help=help)
 
     def allow_bare_switches(self) -> None:
         """Lets `--sample.unique` stand for `--sample.unique true`."""

@@ -93,12 +93,15 @@ def lines_of_pip():
 @pytest.mark.parametrize("line", lines_of_pip())
 @pytest.mark.parametrize(("version", "stays"), [("2.10.0", True), ("2.99.0", True), ("2.9.1", False)])
 def test_no_line_of_pip_replaces_a_torch_within_the_bounds(version, stays, line, tmp_path):
-    # An environment with all that is here, but for torch, which is of another version. Without an index, pip can
-    # install nothing else, so it says what it misses.
-    torch = tmp_path / f"torch-{version}.dist-info"
-    torch.mkdir()
-    (torch / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
-    (torch / "RECORD").touch()
+    # An environment in which all else is installed as constraints.txt has it. Without an index, pip installs nothing,
+    # so it says what it misses.
+    pinned = re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    for name, installed in [*pinned, ("torch", version)]:
+        information = tmp_path / f"{name.replace('-', '_')}-{installed}.dist-info"
+        information.mkdir()
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {installed}\n"
+        (information / "METADATA").write_text(metadata)
+        (information / "RECORD").touch()
     report = tmp_path / "report.json"
     words = [word for word in shlex.split(line) if word not in ("-e", "--editable")]
     pip = [
