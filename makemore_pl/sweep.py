@@ -10,10 +10,8 @@ from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
-from makemore_pl.callbacks import ValidateLastStep
 from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_noise
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.faststeps import FastSteps
 from makemore_pl.model import MLP
 from makemore_pl.parser import Parser, fail
 
@@ -73,7 +71,7 @@ def sweep(
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            callbacks=[ValidateLastStep(), FastSteps(), *callbacks],
+            callbacks=list(callbacks),
             **TRAINER_DEFAULTS | {"max_steps": max_steps},  # type: ignore[arg-type]
         )
 
