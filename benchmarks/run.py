@@ -158,6 +158,57 @@ def whole_process(folder):
     return [measured("the same as the first, from launch to exit", notebook, ours, 8, 15)]
 
 
+@contextlib.contextmanager
+def other_work():
+    """Keeps every core busy with a process of its own, until the block ends."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def busy(folder):
+    """The command line beside other work, and what its choice of threads costs where there is none."""
+    spinning = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "ACTIVE"}  # torch's own choice
+
+    def whole(*arguments, **environment):
+        command = [sys.executable, "-m", "makemore_pl", *arguments]
+        options = {"check": True, "capture_output": True, "cwd": folder, "env": os.environ | environment}
+        return seconds(lambda: subprocess.run(command, **options))
+
+    def beside(*arguments, **environment):
+        with other_work():
+            return whole(*arguments, **environment)
+
+    fit, lr_find = ["fit"], ["lr_find"]
+    predict = ["predict", "--sample.num_names", "1000000", "--sample.output", "names"]
+    rows = []
+    for name, command in [("default fit", fit), ("lr_find", lr_find), ("predict, 1,000,000 names", predict)]:
+        rows += [
+            measured(
+                f"{name}, quiet, against all threads",
+                lambda c=command: whole(*c, **spinning),
+                lambda c=command: whole(*c),
+                0.8,
+                1,
+                rounds=3,
+            ),
+            measured(
+                f"{name}, beside other work, against quiet",
+                lambda c=command: whole(*c),
+                lambda c=command: beside(*c),
+                0.5,
+                1,
+                rounds=3,
+            ),
+        ]
+    spins = "default fit, beside other work, against all threads"
+    return [measured(spins, lambda: beside(*fit, **spinning), lambda: beside(*fit), 2, 4, rounds=2), *rows]
+
+
 def arithmetic(peer):
     data, model = NamesDataModule(), MLP(init="lecture")
     train, *held_out = (data.view(split, counted=True) for split in ("train", "val", "test"))
@@ -248,7 +299,7 @@ def machine():
 
 
 def main():
-    parts = ["training", "process", "arithmetic", "sampling", "large", "cost"]
+    parts = ["training", "process", "busy", "arithmetic", "sampling", "large", "cost"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", choices=parts, help="measure this part alone")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
@@ -265,6 +316,8 @@ def main():
                 rows += training(peer, folder, device)
         if "process" in parts:
             rows += whole_process(folder)
+        if "busy" in parts:
+            rows += busy(folder)
         if "arithmetic" in parts:
             rows += arithmetic(peer)
         if {"sampling", "large"} & set(parts):

@@ -9,6 +9,8 @@ def main() -> None:
     before = signal.getsignal(signal.SIGINT)
     if before == signal.default_int_handler:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    # Threads that wait for each other sleep, and leave the core to other work; torch looks for it when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from makemore_pl import cli
 
     signal.signal(signal.SIGINT, before)

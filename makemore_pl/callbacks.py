@@ -1,4 +1,4 @@
-"""Callbacks around training: its progress, its threads, and the end of a run that diverges."""
+"""Callbacks around training: its progress, and the end of a run that diverges."""
 
 import math
 import sys
@@ -12,25 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
-
-SMALL_BATCH = 2**9
-"""Rows below which a batch is faster on one thread: several lose more time waiting for each other than they save."""
-
-
-class OneThread(Callback):
-    """Takes the steps of small batches on one thread."""
-
-    def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the size of the batches."""
-        if getattr(trainer.train_dataloader, "batch_size", SMALL_BATCH) < SMALL_BATCH:
-            torch.set_num_threads(1)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Gives the other threads back."""
-        torch.set_num_threads(self.threads)
 
 
 class Progress(ProgressBar):

@@ -28,7 +28,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.board import Board
-from makemore_pl.callbacks import OneThread, Progress, StopNotFinite
+from makemore_pl.callbacks import Progress, StopNotFinite
 from makemore_pl.checkpointing import (
     CheckpointFolder,
     RunCheckpoint,
@@ -45,8 +45,9 @@ from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check_resum
 from makemore_pl.lr_find import Found, find_lr
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust
+from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust, write_utf8
 from makemore_pl.predictions import NamesWriter, Request
+from makemore_pl.threads import MOST, Threads, choose_threads
 from makemore_pl.watchdog import Watchdog
 from makemore_pl.windows import count_words
 
@@ -108,6 +109,7 @@ class Settings(Callback):
     def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
         """Sets them."""
         silence_stock_noise()
+        write_utf8()
         torch.set_float32_matmul_precision(self.matmul_precision)
         if self.compile is not None:
             pl_module.compile(mode=self.compile)
@@ -218,6 +220,7 @@ class CLI(LightningCLI):
         trainer = options.trainer
         callbacks = as_list(trainer.callbacks)
         self.best: RunCheckpoint | None = None
+        callbacks.append(Threads())
         callbacks.append(Settings(options.matmul_precision, options.get("compile")))
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
             callbacks.append(Watchdog())
@@ -234,7 +237,7 @@ class CLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "fit":
             checkpoints: list[RunCheckpoint] = []
-            callbacks += [StopNotFinite(), OneThread()]
+            callbacks.append(StopNotFinite())
             if trainer.logger is not False and not trainer.fast_dev_run:
                 if options.data.hparams["steps_per_execution"] == 1:  # in blocks the model logs it
                     callbacks.append(LearningRateMonitor("step"))
@@ -570,8 +573,12 @@ def main() -> None:
     silence_stock_noise()
     keep_freed_memory()
     end_with_parent()
-    with ending_quietly():
-        run()
+    choose_threads(0)  # reading and counting are small operations
+    try:
+        with ending_quietly():
+            run()
+    finally:
+        torch.set_num_threads(MOST)
 
 
 def raised_by_lightning(error: BaseException) -> bool:

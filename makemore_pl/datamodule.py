@@ -19,9 +19,10 @@ from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.sampling import NextLogits, Sampler
+from makemore_pl.shipped import shipped
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
-from makemore_pl.wordlist import Normalization, default_path, hash_words, read_pieces, read_words, split_words
+from makemore_pl.wordlist import Normalization, hash_words, read_pieces, read_words, split_words
 
 FULL_STEPS = 25
 """Updates in an epoch where each takes all windows: a pass over them is no more than one update."""
@@ -151,7 +152,7 @@ class NamesDataModule(LightningDataModule):
             )
         if counted is None:
             counted = not (batch_size or replacement)
-        self.source = Path(path or default_path())
+        self.source = Path(path or shipped("names.txt"))
         self.is_stream = is_stream(self.source)
         if path is not None:  # the checkpoint keeps it, and may be used from another folder
             path = STREAM if self.is_stream else str(Path(path).absolute())

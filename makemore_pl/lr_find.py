@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.figures import draw_learning_rates
 from makemore_pl.model import MLP
+from makemore_pl.threads import choose_threads, products
 
 LOWEST, HIGHEST = 0.001, 1.0
 """The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
@@ -66,6 +67,7 @@ def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequenc
     data.setup("fit")
     trainer.precision_plugin.convert_module(model.to(trainer.strategy.root_device))
     batches, optimizer, losses = data.train_dataloader(), model.make_optimizer(), []
+    choose_threads(products(batches, model))
     for step, lr in enumerate(lrs):
         X, Y = trainer.precision_plugin.convert_input(batches.batch(step))
         with trainer.precision_plugin.forward_context():

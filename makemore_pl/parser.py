@@ -2,19 +2,22 @@
 
 import contextlib
 import difflib
+import io
 import os
 import re
 import sys
 from argparse import ArgumentError, ArgumentParser
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import get_loader, set_loader, set_parsing_settings
+from jsonargparse import ActionConfigFile, get_loader, set_loader, set_parsing_settings  # type: ignore[attr-defined]
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemore_pl import __version__
+from makemore_pl.shipped import recipes
 
 CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "loggers", "plugins", "profilers")]
 CLASSES += ["lightning.pytorch.strategies", "lightning.fabric.plugins", "makemore_pl", "torchmetrics"]
@@ -55,13 +58,16 @@ COMMANDS = {
     "export": "write a page to play with, ONNX or safetensors",
 }
 
+RECIPES = ", ".join(recipes())
+"""The names of the recipes."""
+
 NEWEST = "  --ckpt_path FILE              a checkpoint; the newest run's best if left out\n"
 
 OPENINGS = {
     "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
 
   --data.path FILE              your own list, a word a line; `-` for stdin
-  --config FILE                 a recipe, such as configs/lecture.yaml
+  --config NAME                 a recipe, such as lecture; or a YAML file
   --ckpt_path last              go on with the newest run; or begin with a file
   --model.block_size N          how many characters the model looks back
   --model.hidden_size N         units of the tanh layer
@@ -93,7 +99,7 @@ OPENINGS = {
 All flags of fit's model and data apply:
 
   --data.path FILE              your own list
-  --config FILE                 a recipe, such as configs/lecture.yaml
+  --config NAME                 a recipe, such as lecture; or a YAML file
   --num_steps N                 how many learning rates to try
 """,
     "export": "Writes a checkpoint in another form.\n\n"
@@ -117,6 +123,13 @@ def open_streams() -> None:
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(nowhere, "w" if descriptor else "r"))
+    write_utf8()
+
+
+def write_utf8() -> None:
+    """Has stdout take UTF-8 whatever the locale: names may hold any character, and lists are read as UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
 
 
 @rank_zero_only
@@ -139,6 +152,15 @@ def fail(error: object) -> NoReturn:
     sys.exit(2)
 
 
+class RecipeFile(ActionConfigFile):
+    """`--config`: a YAML file, or the name of a recipe that comes with the package."""
+
+    def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
+        path = recipes().get(values)
+        taken = str(path) if path is not None and not Path(values).is_file() else values
+        super().__call__(parser, cfg, taken, option_string)  # type: ignore[no-untyped-call]
+
+
 class Parser(LightningArgumentParser):
     """Answers a mistake in one line, and knows which subcommand it parses.
 
@@ -157,6 +179,11 @@ class Parser(LightningArgumentParser):
             kwargs["version"] = __version__
         super().__init__(*args, **kwargs)
         self.command = command
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("action") is ActionConfigFile:
+            kwargs |= {"action": RecipeFile, "metavar": "NAME", "help": f"a recipe: {RECIPES}; or a YAML file"}
+        return super().add_argument(*args, **kwargs)
 
     def allow_bare_switches(self) -> None:
         """Lets `--sample.unique` stand for `--sample.unique true`."""
@@ -225,7 +252,9 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"no command: expected {_either(COMMANDS)}"
     if match := re.match(r"the following arguments are required: \w+\.(\S+)", message):
         return f"--{match[1]} is missing; --help says what it is for"
-    if match := re.match(r"argument (?:-c/)?(--\S+): expected one argument", message):
+    if match := re.match(r"argument (?:-c/)?--config: expected one argument", message):
+        return f"--config: expected a YAML file or a recipe: {RECIPES}"
+    if match := re.match(r"argument (--\S+): expected one argument", message):
         return f"{match[1]}: expected a value after it"
     if match := re.search(r"""(?:Path|File) does not exist: '([^']*://[^']*)'""", message):
         return f"{match[1]}: this is an address, and nothing is fetched; download it and name the file"
@@ -246,7 +275,7 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
     if match := re.search(r"invalid accelerator name: `accelerator='(.*)'`. Available names are: (.*)\.", message):
         return f"--trainer.accelerator {match[1]}: expected {_either(['gpu', *match[2].split(', ')])}"
     if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
-        return f"--config {os.path.relpath(match[1])}: no such file"
+        return f"--config {os.path.relpath(match[1])}: no such file, and no recipe of that name; there are {RECIPES}"
     if match := re.match(r"Problems parsing config: (.*)", message):
         return f"--config: {match[1]}"
     if match := re.search(r"Importing '(\S+)' is not allowed", message):

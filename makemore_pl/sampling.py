@@ -85,6 +85,11 @@ class Sampler:
         self.missing = num_names  # how many are still to come, where some are passed over
 
     @property
+    def batch_size(self) -> int:
+        """The most words that are drawn side by side."""
+        return min(self.num_names, CHUNK)
+
+    @property
     def is_picky(self) -> bool:
         """Whether names are passed over, so that nobody knows how many must be drawn."""
         return self.unique or self.novel

@@ -14,6 +14,7 @@ from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_n
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.parser import Parser, fail
+from makemore_pl.threads import Threads, choose_threads
 
 try:
     import optuna
@@ -71,7 +72,7 @@ def sweep(
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            callbacks=list(callbacks),
+            callbacks=[Threads(), *callbacks],
             **TRAINER_DEFAULTS | {"max_steps": max_steps},  # type: ignore[arg-type]
         )
 
@@ -115,6 +116,7 @@ def main() -> None:
     """Runs the command line."""
     silence_stock_noise()
     keep_freed_memory()
+    choose_threads(0)
     # A Trainer for each trial says each time that it comes without a logger and what the machine has.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

@@ -20,6 +20,9 @@ from torch.distributed import DistError, all_gather_object
 
 BEAT, END = b"\0", b"\1"
 
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""What ends a process at once; Windows, which has no SIGKILL, ends one at once on SIGTERM."""
+
 
 class Watchdog(Callback):
     """Ends all processes of a run soon after one of them is lost, so that none waits for it forever.
@@ -153,7 +156,7 @@ class Watchdog(Callback):
             self.send(END)
             for pid in self.family:
                 with suppress(OSError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, KILL)
         finally:
             os._exit(status)
 
@@ -183,7 +186,7 @@ class Watchdog(Callback):
         self.stop()  # the others will miss this one, unless the same happens to them
         launcher: Any = trainer.strategy.launcher
         if launcher is not None:
-            launcher.kill(signal.SIGKILL)
+            launcher.kill(KILL)
 
     def count(self, *_: Any) -> None:
         """Counts a step, of training, validation or test."""

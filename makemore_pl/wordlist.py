@@ -34,12 +34,6 @@ Split = tuple[list[str], list[str], list[str]]
 """The words of train, validation and test."""
 
 
-def default_path() -> Path:
-    """Where `names.txt` is: beside the package in a checkout, inside it once installed."""
-    inside = Path(__file__).with_name("names.txt")
-    return inside if inside.exists() else inside.parent.with_name("names.txt")
-
-
 class Mistake(Exception):
     """What is wrong with a piece of a list, and at which of its bytes."""
 

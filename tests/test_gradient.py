@@ -5,8 +5,9 @@ import torch
 from makemore_pl.gradient import sgd_steps, tanh
 
 
+# Twice a sigmoid near 1, which each processor's exponential may get wrong by a unit or two in the last place.
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float64, 4e-16), (torch.float32, 2e-7), (torch.bfloat16, 4e-3)]
+    ("dtype", "tolerance"), [(torch.float64, 8e-16), (torch.float32, 4e-7), (torch.bfloat16, 4e-3)]
 )
 def test_tanh_is_tanh(dtype, tolerance):
     x = torch.cat([torch.linspace(-12, 12, 10_001), torch.tensor([0.0, -1e-9, 1e-9, 1e4, -1e4, torch.inf, -torch.inf])])

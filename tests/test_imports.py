@@ -10,10 +10,12 @@ PACKAGE = ROOT / "makemore_pl"
 MAY_IMPORT = {
     "__init__": {"datamodule", "model", "ngram", "sampling", "vocabulary"},
     "__main__": {"cli"},
-    "checkpointing": {"datamodule", "loading"},
+    "checkpointing": {"loading"},
     "loading": {"memory"},
+    "shipped": set(),
+    "threads": set(),
     "memory": set(),
-    "interruption": {"checkpointing", "datamodule", "watchdog"},
+    "interruption": {"checkpointing", "watchdog"},
     "figures": {"vocabulary"},
     "ngram": {"vocabulary", "windows"},
     "comparison": {"ngram", "sampling", "windows"},
@@ -23,23 +25,25 @@ MAY_IMPORT = {
     "watchdog": set(),
     "windows": {"memory", "vocabulary"},
     "gradient": set(),
-    "faststeps": {"board", "callbacks", "datamodule", "model", "watchdog"},
+    "batches": set(),
     "sampling": {"vocabulary"},
     "scoring": {"sampling", "vocabulary", "windows"},
     "model": {"gradient", "loading", "memory", "sampling", "scoring", "vocabulary"},
     "datamodule": {
-        *("comparison", "loading", "memory", "model", "ngram", "sampling", "vocabulary", "windows", "wordlist"),
+        *("batches", "comparison", "loading", "memory", "model", "ngram", "sampling", "shipped", "vocabulary"),
+        *("windows", "wordlist"),
     },
     "callbacks": set(),
     "predictions": {"sampling", "vocabulary", "wordlist"},
     "ensemble": {"model"},
-    "export": {"checkpointing", "figures", "loading", "model"},
-    "trainer": {"datamodule", "ensemble", "export", "figures", "model"},
-    "parser": set(),
-    "sweep": {"callbacks", "cli", "datamodule", "faststeps", "model", "parser"},
+    "export": {"checkpointing", "datamodule", "ensemble", "figures", "loading", "model"},
+    "lr_find": {"datamodule", "figures", "model", "threads"},
+    "parser": {"shipped"},
+    "sweep": {"cli", "datamodule", "model", "parser", "threads"},
     "cli": {
-        *("board", "callbacks", "checkpointing", "comparison", "datamodule", "faststeps", "interruption", "loading"),
-        *("memory", "model", "parser", "predictions", "trainer", "watchdog", "windows"),
+        *("board", "callbacks", "checkpointing", "comparison", "datamodule", "export", "interruption", "loading"),
+        *("lr_find", "memory", "model", "parser", "predictions", "threads"),
+        *("watchdog", "windows"),
     },
 }
 
@@ -61,7 +65,7 @@ def test_imports_run_one_way(room):
     ours = {name.split(".")[1] for name in imported if name.startswith("makemore_pl.")} - {"__version__"}
     assert ours <= MAY_IMPORT[room]
     plain = {"figures", "gradient", "loading", "memory", "sampling", "scoring", "vocabulary", "windows", "wordlist"}
-    plain |= {"comparison", "ngram"}
+    plain |= {"comparison", "ngram", "shipped"}
     if room in plain:
         assert not any(name.startswith("lightning") for name in imported)
 

@@ -227,15 +227,19 @@ def test_a_module_that_the_command_line_trusts_may_be_named(folder, call, monkey
 UNFOLDING = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 
 
+# From 6.0.4 on, PyYAML has a limit of its own to brackets, and reads them ahead of ours.
+TOO_DEEP = "more than a hundred lists or groups|exceeded maximum nesting depth"
+
+
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        ("a0: &a0 [1]\n" + UNFOLDING + "trainer: {callbacks: *a9}", "aliases (*name) are not taken"),
-        ("trainer: {callbacks: &a [*a]}", "aliases (*name) are not taken"),
-        ("trainer: {callbacks: " + "[" * 100_000 + "]" * 100_000, "more than a hundred lists or groups"),
-        ("{" * 100_000 + "}" * 100_000, "more than a hundred lists or groups"),
+        ("a0: &a0 [1]\n" + UNFOLDING + "trainer: {callbacks: *a9}", r"aliases \(\*name\) are not taken"),
+        ("trainer: {callbacks: &a [*a]}", r"aliases \(\*name\) are not taken"),
+        ("trainer: {callbacks: " + "[" * 100_000 + "]" * 100_000, TOO_DEEP),
+        ("{" * 100_000 + "}" * 100_000, TOO_DEEP),
         ("- " * 100_000, "more than a hundred lists or groups"),
-        ("trainer: {callbacks: " + "[" * 90 + "]" * 90 + "}", "trainer.callbacks"),
+        ("trainer: {callbacks: " + "[" * 90 + "]" * 90 + "}", r"trainer\.callbacks"),
         ("model: \x00", ""),
         ("\x9b", ""),
         ("- 1", ""),
@@ -246,7 +250,7 @@ def test_a_config_that_is_none_is_refused_soon(config, what, folder, call):
     (folder / "x.yaml").write_text(config, encoding="utf-8")
     status, out, err = call("fit", "--config", "x.yaml", *QUICK)
     assert (status, out, err.count("\n")) == (2, "", 1), err
-    assert what in err
+    assert re.search(what, err)
     assert len(err) < 1000
 
 

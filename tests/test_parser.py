@@ -49,7 +49,10 @@ def test_nothing_is_proposed_where_nothing_is_near(word):
             "--trainer.logger foo: expected a list, true or false or null",
         ),
         ("Parser key \"model\": Unable to load config 'foo' - more", "--model foo: no such file"),
-        ("argument -c/--config: expected one argument", "--config: expected a value after it"),
+        (
+            "argument -c/--config: expected one argument",
+            "--config: expected a YAML file or a recipe: deep, hidden, lecture, notebook, quick, smoothed, split, wide",
+        ),
         (
             "argument model.vocabulary --> data.vocabulary: str | None is not callable",
             "--data.vocabulary: the checkpoint has its own; leave the flag out",

@@ -150,8 +150,9 @@ def test_a_file_keeps_its_content_until_the_new_one_is_complete(default_fit, cal
 def test_novel_can_be_told_from_a_list_too_short_to_split(predict, tmp_path):
     ordinary = predict("--sample.num_names", 9).split()
     (tmp_path / "few.txt").write_text("\n".join(ordinary[:2]))
-    flags = ["--sample.num_names", 7, "--sample.novel", "--data.path", tmp_path / "few.txt"]
-    assert predict(*flags).split() == ordinary[2:]
+    novel = [name for name in ordinary if name not in ordinary[:2]]
+    flags = ["--sample.num_names", len(novel), "--sample.novel", "--data.path", tmp_path / "few.txt"]
+    assert predict(*flags).split() == novel
 
 
 def test_odd_names_keep_their_characters_in_every_format(towns, call, tmp_path, monkeypatch):
@@ -191,3 +192,17 @@ def test_the_first_device_writes_what_others_drew(monkeypatch, capsys):
     second.on_predict_batch_end(Trainer(1), model, ["名 前"], 1, 1)
     first.on_predict_batch_end(Trainer(0), model, [], 1, 1)
     assert capsys.readouterr().out == "emma\n名 前\n"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_stdout_is_utf8_whatever_the_locale(encoding, towns, command, tmp_path, monkeypatch):
+    path, words = towns
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    fit = command("fit", "--data.path", path, "--trainer.max_steps", 20, cwd=tmp_path)
+    assert fit.returncode == 0, fit.stderr
+    assert not fit.stdout.isascii()
+    assert set(fit.stdout) <= set("".join(words) + "\n")
+    predict = command("predict", cwd=tmp_path)
+    assert predict.stdout == fit.stdout
+    score = command("predict", "--sample.score", "-", cwd=tmp_path, input="名前\n")
+    assert score.stdout.endswith("\t名前\n")

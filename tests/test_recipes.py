@@ -35,6 +35,27 @@ def test_every_recipe_parses_and_restates_no_default(path, call):
             assert defaults[group][name] != value, f"{group}.{name} restates the default"
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_a_recipe_is_known_by_its_name_in_any_folder(path, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert call("fit", "--config", path.stem, "--print_config") == call("fit", "--config", path, "--print_config")
+
+
+def test_a_file_comes_before_a_recipe_of_its_name(call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quick").write_text("model:\n  hidden_size: 7\n")
+    _, out, _ = call("fit", "--config", "quick", "--print_config")
+    assert yaml.safe_load(out)["model"]["hidden_size"] == 7
+
+
+@pytest.mark.parametrize("given", [["--config", "lectur"], ["--config", "configs/none.yaml"], ["--config"]])
+def test_a_recipe_that_is_none_is_answered_with_their_names(given, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = call("fit", *given)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.endswith(", ".join(path.stem for path in RECIPES) + "\n")
+
+
 def test_the_notebook_recipe_is_the_seed_run(command, tmp_path, names):
     fit = command("fit", "--config", ROOT / "configs/notebook.yaml", cwd=tmp_path)
     assert fit.returncode == 0, fit.stderr

@@ -192,12 +192,14 @@ def test_the_tamest_names_are_the_likeliest(options):
 
 def test_table_and_forward_draw_the_same_words(monkeypatch):
     model = MLP(block_size=2, hidden_size=20)
+    # A word that rounding ends elsewhere gives other random numbers to the words after it, but only in its chunk.
+    monkeypatch.setattr(sampling, "CHUNK", 25)
     monkeypatch.setattr(sampling, "TABLE_CONTEXTS", 27**2)
     table = model.sample(3000)
     monkeypatch.setattr(sampling, "TABLE_CONTEXTS", 27**2 - 1)
     forward = model.sample(3000)
     # Float32 against float64 sums: a number between the two totals may choose otherwise.
-    assert sum(a != b for a, b in zip(table, forward, strict=True)) < 3
+    assert sum(a != b for a, b in zip(table, forward, strict=True)) <= 50
 
 
 def test_unique_names_are_the_others_without_those_that_came_before(monkeypatch):

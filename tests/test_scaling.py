@@ -15,6 +15,7 @@ from conftest import ROOT
 
 DOCUMENT = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
 SECTIONS = {part.split("\n", 1)[0]: part for part in DOCUMENT.split("\n## ")[1:]}
+README_LOSS = 2.0879  # of the default recipe; processors round differently
 LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
 
 
@@ -26,6 +27,8 @@ def block(section, language):
 @pytest.fixture
 def shell(tmp_path):
     """Starts a script in an empty folder, with this environment's programs first in the path."""
+    (tmp_path / "torchrun").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m torch.distributed.run "$@"\n')
+    (tmp_path / "torchrun").chmod(stat.S_IRWXU)  # whose own script need not be where the interpreter is
 
     def start(script, **variables):
         path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -41,6 +44,11 @@ def finished(*processes):
     return outputs
 
 
+def loss(err):
+    (found,) = re.findall(r"\(val/loss (\d\.\d{4})\)", err)
+    return float(found)
+
+
 def test_the_document_is_finished():
     assert not re.search(r"^[A-Z]{4,}$|TODO|TABLE", DOCUMENT, re.MULTILINE)
 
@@ -48,7 +56,7 @@ def test_the_document_is_finished():
 def test_one_machine(shell):
     ((out, err),) = finished(shell(block("One machine", "sh")))
     assert out.count("\n") == 20
-    assert "(val/loss 2.08" in err
+    assert loss(err) == pytest.approx(README_LOSS, abs=0.01)
 
 
 def test_the_watchdog_can_be_given_patience(call, tmp_path):
@@ -63,7 +71,7 @@ def test_two_machines(shell):
     (out, err), (other, _) = finished(*(shell(script, HEAD="127.0.0.1", NODE_RANK=node) for node in "01"))
     assert out.count("\n") == 20
     assert other == ""
-    assert "(val/loss 2.08" in err
+    assert loss(err) == pytest.approx(README_LOSS, abs=0.01)
 
 
 def test_kubernetes_does_what_two_machines_do():

@@ -1,4 +1,4 @@
-"""Runs on two processes that are hurt, by faults.py. Promised are ten seconds; a busy machine gets twenty."""
+"""Runs on two processes that are hurt, by faults.py. Each must end; within the promised ten seconds, if quiet."""
 
 import json
 import os
