@@ -13,11 +13,10 @@ _MINUS_ONE = torch.tensor(-1.0)
 
 
 class _Tanh(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return torch.add(_MINUS_ONE, (2 * x).sigmoid_(), alpha=2)  # 2 sigmoid(2x) - 1, in few passes
+        h = (2 * x).sigmoid_()
+        return torch.add(_MINUS_ONE, h, alpha=2, out=h)  # 2 sigmoid(2x) - 1, in few passes
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -27,9 +26,13 @@ class _Tanh(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return torch.ops.aten.tanh_backward(grad, *ctx.saved_tensors)
 
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+        return _Tanh.apply(x), in_dims[0]  # element by element, whatever the dimensions mean
+
 
 def tanh(x: Tensor) -> Tensor:
-    """Computes tanh, by the sigmoid where that is faster: torch's tanh takes five times as long on CPUs.
+    """Computes tanh, by the sigmoid where that is faster: torch's tanh takes up to five times as long on CPUs.
 
     Args:
         x: any shape.
@@ -37,7 +40,7 @@ def tanh(x: Tensor) -> Tensor:
     Returns:
         The same shape; absolute error 1e-7 in float32.
     """
-    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64):
+    if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         return _Tanh.apply(x)  # type: ignore[no-untyped-call]
     return x.tanh()
 

@@ -277,11 +277,14 @@ class MLP(LightningModule):
         self._log_means("test")
 
     def _start_sums(self) -> None:
-        # Float64 keeps them exact, whatever the precision of the model; Apple's GPUs have none.
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
         for metric in (self.nll, self.hits, self.windows):
-            metric.set_dtype(dtype)
+            metric.set_dtype(self.widest)
             metric.reset()
+
+    @property
+    def widest(self) -> torch.dtype:
+        """Float64 keeps sums exact, whatever the precision of the model; Apple's GPUs have none."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _add_up(self, X: Tensor, Y: Tensor) -> None:
         logits = self(X)
@@ -376,7 +379,7 @@ class MLP(LightningModule):
         """Gives those of a resumed run back, unless it has validated since."""
         for name, value in self.resumed.items():
             if name not in self.trainer.callback_metrics:
-                self.log(name, value, logger=False)
+                self.log(name, torch.tensor(value, dtype=self.widest, device=self.device), logger=False)
         self.resumed = {}
 
     def on_train_start(self) -> None:
