@@ -113,20 +113,34 @@ def find(name: str, root: str | Path) -> Iterator[Path]:
 
 
 class RunFolder(TensorBoardLogger):
-    """TensorBoard's logger with a run folder that no other process takes at the same moment."""
+    """TensorBoard's logger with a run folder that no other process takes at the same moment.
+
+    Args:
+        save_dir: the folder that holds those of the runs, under `name`.
+        name: its folder.
+        version: the name of a run's folder, to resume in it; None for a new one, `version_N`.
+        options: of Lightning's logger.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, name: str = "lightning_logs", version: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(save_dir, name, version, **options)
+        self.taken: int | str | None = version
 
     @property
     def version(self) -> int | str:
         """The number of the run, and of its folder; the folder is made when this is first asked for."""
-        if self._version is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            version = self._get_next_version()
-            while self._version is None:
+        if self.taken is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            numbers = (path.name.removeprefix("version_") for path in Path(self.root_dir).glob("version_*"))
+            number = max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1
+            while self.taken is None:
                 try:
-                    Path(self.root_dir, f"version_{version}").mkdir(parents=True)
-                    self._version = version
+                    Path(self.root_dir, f"version_{number}").mkdir(parents=True)
+                    self.taken = number
                 except FileExistsError:
-                    version += 1
-        return super().version
+                    number += 1
+        return super().version if self.taken is None else self.taken
 
 
 class CheckpointFolder(Callback):
