@@ -11,7 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_noise
-from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.datamodule import FULL_STEPS, NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.parser import Parser, fail
 from makemore_pl.threads import Threads, choose_threads
@@ -93,7 +93,7 @@ def sweep(
             storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
             study_name=study,
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // 5),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // FULL_STEPS // 5),  # in epochs
         )
     except Exception as error:  # each kind of storage throws its own
         raise ValueError(f"--storage {storage} cannot hold a study: {error}") from None
