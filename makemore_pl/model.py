@@ -234,7 +234,7 @@ class MLP(LightningModule):
                 mean = self.loss(self(X[-1]), Y[-1])
             sgd_steps(*tensors, X[-1:], Y[-1:], lrs[-1:])
         self.log("train/loss", mean, prog_bar=True)
-        self.log("lr", lrs[-1])
+        self.log(f"lr-{type(optimizer.optimizer).__name__}", lrs[-1])  # as LearningRateMonitor calls it
         self.log("step", float(self.global_step))
         return mean
 
