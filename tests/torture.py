@@ -394,7 +394,7 @@ def main():
                 "signals": lambda: interrupt(
                     root / "signals", ("a step", "a validation", "a save"), {"blocks": {"a step": 3}}
                 ),
-                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=7),
+                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=6),
                 "kill -9 at random times": lambda: kill_at_random_times(root / "random", 2, SHORT),
             }
         else:
