@@ -114,8 +114,9 @@ class Board(Callback):
     @harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Keeps the weights before a step that is to be measured."""
-        # Only at watched steps (see faststeps.py), and ever fewer of those.
-        if self.writer is not None and trainer.global_step + 1 >= 1.1 * self.measured:
+        # At ever fewer steps; in a block of them no step is seen by itself.
+        single = pl_module.automatic_optimization
+        if self.writer is not None and single and trainer.global_step + 1 >= 1.1 * self.measured:
             self.before = [weight.detach().clone() for weight in pl_module.parameters()]
 
     @harmless

@@ -1,4 +1,4 @@
-"""What happens around training: its progress, the validation at its end, and what ends it early."""
+"""Callbacks around training: its progress, and the end of a run that diverges."""
 
 import math
 import sys
@@ -12,17 +12,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
-
-
-class ValidateLastStep(Callback):
-    """Validates after the last step too, wherever the interval falls, so that the final weights are judged."""
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Asks for the end, before which Lightning validates once more."""
-        last_step = trainer.global_step == trainer.max_steps
-        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
-        if last_step or last_epoch:
-            trainer.should_stop = True
 
 
 class Progress(ProgressBar):
@@ -42,8 +31,8 @@ class Progress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the bar."""
-        total = trainer.estimated_stepping_batches
-        self.total = int(total) if total != float("inf") else None
+        count = getattr(pl_module, "number_of_steps", lambda: trainer.estimated_stepping_batches)
+        self.total = int(total) if (total := count()) != float("inf") else None
         self.start = self.said = time.monotonic()
         self.first_step = trainer.global_step
         console = Console(stderr=True)
@@ -93,7 +82,11 @@ class Progress(ProgressBar):
 
 
 class StopNotFinite(Callback):
-    """Ends a run whose loss is no finite number, one step later at most, and keeps it from being saved."""
+    """Ends a run whose loss is no finite number, and keeps it from being saved.
+
+    On a GPU it notices one batch late. In a block of updates it looks at the loss of the last one: once a weight is no
+    number, all later losses are none.
+    """
 
     def __init__(self) -> None:
         self.noted: tuple[int, Tensor, torch.Event] | None = None

@@ -15,9 +15,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
-from makemore_pl.datamodule import Batches
 from makemore_pl.loading import DIGEST, SEAL, load
 
 try:
@@ -115,20 +113,34 @@ def find(name: str, root: str | Path) -> Iterator[Path]:
 
 
 class RunFolder(TensorBoardLogger):
-    """TensorBoard's logger with a run folder that no other process takes at the same moment."""
+    """TensorBoard's logger with a run folder that no other process takes at the same moment.
+
+    Args:
+        save_dir: the folder that holds those of the runs, under `name`.
+        name: its folder.
+        version: the name of a run's folder, to resume in it; None for a new one, `version_N`.
+        options: of Lightning's logger.
+    """
+
+    def __init__(
+        self, save_dir: str | Path, name: str = "lightning_logs", version: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(save_dir, name, version, **options)
+        self.taken: int | str | None = version
 
     @property
     def version(self) -> int | str:
         """The number of the run, and of its folder; the folder is made when this is first asked for."""
-        if self._version is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
-            version = self._get_next_version()
-            while self._version is None:
+        if self.taken is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
+            numbers = (path.name.removeprefix("version_") for path in Path(self.root_dir).glob("version_*"))
+            number = max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1
+            while self.taken is None:
                 try:
-                    Path(self.root_dir, f"version_{version}").mkdir(parents=True)
-                    self._version = version
+                    Path(self.root_dir, f"version_{number}").mkdir(parents=True)
+                    self.taken = number
                 except FileExistsError:
-                    version += 1
-        return super().version
+                    number += 1
+        return super().version if self.taken is None else self.taken
 
 
 class CheckpointFolder(Callback):
@@ -169,11 +181,9 @@ class CheckpointFolder(Callback):
 
     def try_room(self, folder: Path, trainer: Trainer, model: LightningModule) -> None:
         """Takes as much of the disk as the checkpoints will, and gives it back."""
-        # Weights, the two moments of AdamW, gradients of a step that has begun; `best` and `last`, and one that is
-        # written before it takes their place.
-        tensors = 3 + (trainer.accumulate_grad_batches > 1)
+        # Weights and the two moments of AdamW; `best` and `last`, and one that is written before it replaces them.
         bytes_each = 8 if trainer.precision == "64-true" else 4
-        size = tensors * bytes_each * sum(parameter.numel() for parameter in model.parameters()) + 2**15
+        size = 3 * bytes_each * sum(parameter.numel() for parameter in model.parameters()) + 2**15
         size *= 3 - min(2, len(list(folder.glob("*.ckpt"))))
         probe = folder / f".probe.{os.getpid()}{PARTIAL}"
         try:
@@ -214,85 +224,88 @@ def remove_litter(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-class ExactResume(Callback):
-    """Has a run go on from each of its checkpoints as if it had not stopped, which Lightning alone does in part.
+class RunCheckpoint(ModelCheckpoint):
+    """`best` or `last` of a run, saved after each validation.
 
-    The order of batches and the learning rate are pure functions of the step, so what is left are Lightning's
-    counters, the gradients of a step that has only begun, and the last score.
+    There Lightning resumes with the state of a run that never stopped, its counters included; at the end of an epoch it
+    would call the hooks of that end twice.
+
+    Args:
+        filename: `best` or `last`, without its ending.
+        monitor: the score that decides; None to save after each validation.
     """
 
-    def __init__(self) -> None:
-        self.gradients: dict[str, Tensor] = {}
+    def __init__(self, filename: str, monitor: str | None = None) -> None:
+        super().__init__(
+            filename=filename,
+            monitor=monitor,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+            auto_insert_metric_name=False,
+        )
+        self.saved = -1  # the step
+        self.paused = False
+
+    @property
+    def state_key(self) -> str:
+        """Its own, so that a ModelCheckpoint of the user can have the same options."""
+        return f"{type(self).__name__} {self.filename}"
+
+    @property
+    def path(self) -> Path:
+        """Where it saves."""
+        return Path(self.format_checkpoint_name({}))
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves at once."""
+        trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Turns the end of an epoch into the beginning of the next, and keeps the gradients of a step that has begun.
+        """Notes the step."""
+        self.saved = trainer.global_step
 
-        Lightning would go on inside of the epoch or take one twice.
-        """
-        loader, loop = trainer.train_dataloader, trainer.fit_loop.epoch_loop
-        if not isinstance(loader, Batches):
-            return
-        if loop._should_accumulate():
-            checkpoint["gradients"] = {
-                # Those of several devices are averaged before the step in any case.
-                name: trainer.strategy.reduce(parameter.grad, reduce_op="mean")
-                for name, parameter in pl_module.named_parameters()
-                if parameter.grad is not None
-            }
-        if not loop._num_ready_batches_reached():
-            return
-        saved = checkpoint["loops"]["fit_loop"]
-        saved["state_dict"]["combined_loader"] = [{"step": loader.next_epoch()}]
-        for counters in (saved["epoch_progress"]["total"], saved["epoch_progress"]["current"]):
-            done = counters["ready"]
-            counters |= {"ready": done + 1, "started": done + 1, "processed": done, "completed": done}
-        optimizer = saved["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
-        saved["epoch_loop.batch_progress"]["is_last_batch"] = False
-        for counters in (
-            saved["epoch_loop.batch_progress"]["current"],
-            optimizer["step"]["current"],
-            optimizer["zero_grad"]["current"],
-            saved["epoch_loop.val_loop.batch_progress"]["total"],
-        ):
-            counters |= dict.fromkeys(counters, 0)
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, but after a validation that a signal brought about: a run that never stopped has none there."""
+        if not self.paused:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves what was never validated, and that EarlyStopping ended the run."""
+        super().on_train_end(trainer, pl_module)
+        ended = any(stopped_early(each.state_dict()) for each in trainer.early_stopping_callbacks)
+        if self.monitor is None and not self.paused and (ended or self.saved != trainer.global_step):
+            self.save(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Takes what Lightning leaves in the checkpoint."""
-        self.gradients = checkpoint.get("gradients", {})
-        for callback in trainer.checkpoint_callbacks:
-            state = checkpoint["callbacks"].get(callback.state_key, {})
-            if isinstance(callback, ModelCheckpoint) and state:
-                callback.current_score = state.get("current_score")
-                if os.path.realpath(Path(str(trainer.ckpt_path)).parent) == os.path.realpath(str(callback.dirpath)):
-                    rename_folder(state, str(callback.dirpath))
+        """Looks whether the run resumes in its folder, which may have been moved."""
+        folder = os.path.realpath(Path(str(trainer.ckpt_path)).parent)
+        self.resumed_in_folder = folder == os.path.realpath(str(self.dirpath))
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the gradients back."""
-        for name, gradient in self.gradients.items():
-            parameter = pl_module.get_parameter(name)
-            parameter.grad = gradient.to(parameter)
-        self.gradients = {}
-        if trainer.ckpt_path is not None and isinstance(trainer.train_dataloader, Batches):
-            trainer.train_dataloader.before_batch.insert(0, lambda: count_logged_steps(trainer))
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the best score along.
+
+        Lightning forgets it where the name of the folder is another, as it is from another current folder, and would
+        let a worse checkpoint replace the best.
+        """
+        if self.resumed_in_folder:
+            state_dict = rename_folder(state_dict, str(self.dirpath))
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict["current_score"]
 
 
-def rename_folder(state: dict[str, Any], folder: str) -> None:
-    """Gives what a ModelCheckpoint knows of its folder the folder's present name.
+def stopped_early(state: Any) -> bool:
+    """Whether the state of an EarlyStopping says that it ended its run."""
+    return isinstance(state, dict) and (state.get("stopped_epoch", 0) > 0 or state["wait_count"] >= state["patience"])
 
-    Lightning forgets the best score where the name has changed, as it does from another current folder, and so lets a
-    worse checkpoint take the place of the best.
-    """
+
+def rename_folder(state: dict[str, Any], folder: str) -> dict[str, Any]:
+    """Gives what a ModelCheckpoint knows of its folder the folder's present name."""
     before = state["dirpath"]
 
     def renamed(path: str) -> str:
         return f"{folder}{path.removeprefix(before)}" if path.startswith(f"{before}{os.sep}") else path
 
-    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-        state[name] = renamed(state[name])
-    state["best_k_models"] = {renamed(path): score for path, score in state["best_k_models"].items()}
-    state["dirpath"] = folder
-
-
-def count_logged_steps(trainer: Trainer) -> None:
-    """Corrects the number under which Lightning logs a step: it may be one off after a checkpoint was loaded."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+    names = "best_model_path", "kth_best_model_path", "last_model_path"
+    paths = {name: renamed(state[name]) for name in names}
+    best = {renamed(path): score for path, score in state["best_k_models"].items()}
+    return {**state, **paths, "best_k_models": best, "dirpath": folder}

@@ -8,9 +8,9 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Mapping
-from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,34 +20,39 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.board import Board
-from makemore_pl.callbacks import Progress, StopNotFinite, ValidateLastStep
-from makemore_pl.checkpointing import CheckpointFolder, ExactResume, RunFolder, WholeCheckpoints, find
+from makemore_pl.callbacks import Progress, StopNotFinite
+from makemore_pl.checkpointing import (
+    CheckpointFolder,
+    RunCheckpoint,
+    RunFolder,
+    WholeCheckpoints,
+    find,
+    stopped_early,
+)
 from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.faststeps import FastSteps
+from makemore_pl.export import export_average
 from makemore_pl.interruption import Interruption, ending_quietly
-from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check_resume, read, refuse_url
+from makemore_pl.loading import ARCHITECTURE, BrokenCheckpointError, check_resume, read, refuse_url, require_tensors
+from makemore_pl.lr_find import Found, find_lr
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
 from makemore_pl.parser import COMMANDS, Parser, fail, name_flag, open_streams, say, trust, write_utf8
 from makemore_pl.predictions import NamesWriter, Request
 from makemore_pl.threads import MOST, Threads, choose_threads
-from makemore_pl.trainer import Trainer
 from makemore_pl.watchdog import Watchdog
 from makemore_pl.windows import count_words
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
-    # Validation goes by steps, since an epoch of the counted view is a single step.
-    "val_check_interval": 25,
-    "check_val_every_n_epoch": None,
     "log_every_n_steps": 10,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
@@ -61,6 +66,32 @@ COUNTED_WORDS = 2**22
 
 UNASKED = {"block_size": -(2**31), "vocabulary": ""}
 """What stands for the hyperparameters that model and data share where nobody asked for them."""
+
+
+class Trainer(LightningTrainer):
+    """Lightning's Trainer with a method for each command of ours: LightningCLI takes the flags of one from there."""
+
+    def lr_find(self, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> Found:
+        """Looks for a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
+
+        Args:
+            model: as it is before training.
+            datamodule: its data.
+            num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
+        """
+        return find_lr(self, model, datamodule, num_steps)
+
+    def export(self, model: MLP, datamodule: NamesDataModule, output: str, average: list[str] | None = None) -> None:
+        """Writes the model in another form.
+
+        Args:
+            model: with its weights.
+            datamodule: what it was trained on.
+            output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors; .ckpt.
+            average: further checkpoints, of networks trained on the same words; what is written is one network that is
+                the average of all.
+        """
+        export_average(model, datamodule.hparams, output, average)
 
 
 class Settings(Callback):
@@ -194,7 +225,7 @@ class CLI(LightningCLI):
         options = self.config_init[self.config["subcommand"]]
         trainer = options.trainer
         callbacks = as_list(trainer.callbacks)
-        self.best: ModelCheckpoint | None = None
+        self.best: RunCheckpoint | None = None
         callbacks.append(Threads())
         callbacks.append(Settings(options.matmul_precision, options.get("compile")))
         if not any(isinstance(callback, Watchdog) for callback in callbacks):
@@ -211,20 +242,20 @@ class CLI(LightningCLI):
         if self.subcommand == "lr_find":
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "fit":
-            last: ModelCheckpoint | None = None
-            callbacks += [StopNotFinite(), ValidateLastStep(), FastSteps()]
+            checkpoints: list[RunCheckpoint] = []
+            callbacks.append(StopNotFinite())
             if trainer.logger is not False and not trainer.fast_dev_run:
-                callbacks.append(LearningRateMonitor("step"))
+                if options.data.hparams["steps_per_execution"] == 1:  # in blocks the model logs it
+                    callbacks.append(LearningRateMonitor("step"))
                 if options.pictures:
                     callbacks.append(Board())
             if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
-                checkpoint = partial(ModelCheckpoint, enable_version_counter=False, auto_insert_metric_name=False)
-                self.best = checkpoint(filename="best", monitor="val/loss")
-                # A second one: `save_last` would only follow the best, and an overfitting run goes on without it.
-                last = checkpoint(filename="last")
-                callbacks += [CheckpointFolder(), ExactResume(), self.best, last]
+                self.best = RunCheckpoint("best", monitor="val/loss")
+                # A second one: `save_last` would only follow the best, and an overfitting run continues without it.
+                checkpoints = [self.best, RunCheckpoint("last")]
+                callbacks += [CheckpointFolder(), *checkpoints]
                 kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
-            callbacks.append(Interruption(last))
+            callbacks.append(Interruption(*checkpoints))
         return cast(Trainer, super().instantiate_trainer(callbacks=callbacks, **kwargs))
 
     def after_instantiate_classes(self) -> None:
@@ -234,12 +265,30 @@ class CLI(LightningCLI):
         if self.checkpoint is None:
             return
         options = self.config_init[self.config["subcommand"]]
+        require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
         if self.subcommand == "fit":
-            loop, optimizer = self.trainer.fit_loop.state_dict(), self.model.configure_optimizers().state_dict()
-            callbacks = {each.state_key: each.state_dict() for each in self.trainer.checkpoint_callbacks}
-            check_resume(options.ckpt_path, self.checkpoint, loop, optimizer, callbacks)
-            self.model.on_load_checkpoint(self.checkpoint)  # refuses another alphabet before a folder is made
-            epochs = self.checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+            optimizer = self.model.make_optimizer()
+            schedule = LambdaLR(optimizer, lambda step: 1.0)
+            check_resume(
+                options.ckpt_path,
+                self.checkpoint,
+                self.trainer.fit_loop.state_dict(),
+                optimizer.state_dict(),
+                schedule.state_dict(),
+                {each.state_key: each.state_dict() for each in self.trainer.checkpoint_callbacks},
+            )
+            # Refuses another alphabet, and blocks where there were none, before a folder is made.
+            self.model.automatic_optimization = options.data.hparams["steps_per_execution"] == 1
+            self.model.on_load_checkpoint(self.checkpoint)
+            for name, state in self.checkpoint["callbacks"].items():
+                if name.startswith("EarlyStopping") and stopped_early(state):
+                    how = f"EarlyStopping ended it at step {self.checkpoint['global_step']:,}"
+                    raise ValueError(f"{options.ckpt_path}: this run is finished: {how}")
+            loop = self.checkpoint["loops"]["fit_loop"]
+            ended = loop["epoch_loop.batch_progress"][
+                "is_last_batch"
+            ]  # with the validation, an epoch is not processed yet
+            epochs = loop["epoch_progress"]["current"]["ready" if ended else "processed"]
             for limit, done in [("max_steps", self.checkpoint["global_step"]), ("max_epochs", epochs)]:
                 if 0 < (options.trainer[limit] or 0) <= done:
                     raise ValueError(
@@ -417,9 +466,6 @@ def refuse_numbers(trainer: Namespace) -> None:
             raise ValueError(f"--trainer.{name} {value}: expected {range_}")
         if isinstance(value, float) and number > 1 and name.startswith(("limit_", "val_")):
             raise ValueError(f"--trainer.{name} {value}: expected a share up to 1, or a whole number")
-    if isinstance(trainer.val_check_interval, float) and trainer.check_val_every_n_epoch is None:
-        more = "for a share of an epoch, add --trainer.check_val_every_n_epoch 1"
-        raise ValueError(f"--trainer.val_check_interval {trainer.val_check_interval}: expected steps; {more}")
     processes, most = str(trainer.devices), max(64, os.cpu_count() or 1)
     if processes.isdecimal() and int(processes) > most:
         raise ValueError(f"--trainer.devices {processes}: expected at most {most}, each a process of this machine")
@@ -494,12 +540,13 @@ def silence_stock_noise() -> None:
     ):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
     # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
-    # the third is what happens to a run that begins from a file of another, the fourth to one that goes on; the fifth
-    # we refuse.
+    # the third is what happens to a run that begins from a file of another; the fourth is false, since batches follow
+    # from the step; the fifth is what happens to one that resumes; the sixth we refuse.
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The number of training batches .+ is smaller",
         "The dirpath has changed from",
+        "You're resuming from a checkpoint that ended before the epoch ended",
         "Checkpoint directory .+ exists and is not empty",
         "You passed `Trainer\\(accelerator='cpu', precision='16-mixed'\\)`",
     ]:
@@ -540,6 +587,12 @@ def main() -> None:
         torch.set_num_threads(MOST)
 
 
+def raised_by_lightning(error: BaseException) -> bool:
+    """Whether one of Lightning's callbacks raised an error: it misses something in the model or the data."""
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return any(name.startswith("lightning.pytorch.callbacks.") for name in frames[-3:])
+
+
 def run() -> None:
     """Runs it."""
     every_parser = {"allow_abbrev": False, "prog": "makemore_pl"}
@@ -570,12 +623,14 @@ def run() -> None:
             fail(reason)
     except (MemoryError, torch.OutOfMemoryError) as error:
         fail(f"out of memory: {str(error).split('. ')[0] or 'try smaller sizes'}")
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         if "can't allocate memory" in str(error):
             fail("out of memory: try smaller sizes, or --data.batch_size")
-        if type(error).__module__ != "torch._inductor.exc":
+        if type(error).__module__ == "torch._inductor.exc":
+            fail(f"--compile: {error}".split("\n")[0])
+        if not raised_by_lightning(error):
             raise
-        fail(f"--compile: {error}".split("\n")[0])
+        fail(error)
     except ValueError as error:
         fail(name_flag(str(error)))
     except (OSError, ImportError, MisconfigurationException) as error:

@@ -1,27 +1,31 @@
 """A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
 
-import random
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.distributed import all_gather_object
 
+from makemore_pl.batches import Batches
 from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
 from makemore_pl.loading import make, read, refuse_url
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram, smooth
-from makemore_pl.sampling import NextLogits
+from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.shipped import shipped
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
 from makemore_pl.wordlist import Normalization, hash_words, read_pieces, read_words, split_words
+
+FULL_STEPS = 25
+"""Updates in an epoch where each takes all windows: a pass over them is no more than one update."""
 
 EVALUATION_ROWS = 2**15
 """Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
@@ -57,110 +61,15 @@ def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
             raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
 
 
-class Batches:
-    """Hands out batches of tensors that stay where they are.
+def next_batch(trainer: Trainer, loader: Batches) -> int:
+    """The batch that comes next, of all batches of a run: a function of the steps that its optimizer took.
 
-    The order is a pure function of the seed and the step, so that a resumed run sees the very same batches. Several
-    processes share each batch: every row goes to one of them, and their shares differ by a row at most.
-
-    Args:
-        tensors: of equal length; a batch holds the same rows of each.
-        batch_size: rows per batch, over all processes; None for all rows at once.
-        seed: of the order, a new one each epoch; None for the order of the rows.
-        replacement: draw each row anew, as the notebook does, in place of every row once per epoch.
-        rank: which of the processes this one is.
-        world_size: how many there are.
+    Where the gradients of several batches are accumulated, Lightning takes a step at the end of an epoch, too.
     """
-
-    def __init__(
-        self,
-        tensors: tuple[Tensor, ...],
-        batch_size: int | None,
-        seed: int | None = None,
-        replacement: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.tensors = tensors
-        self.rows = len(tensors[0])
-        self.batch_size = min(batch_size or self.rows, self.rows)
-        self.seed = None if self.batch_size == self.rows and not replacement else seed
-        self.replacement = replacement
-        self.rank = rank
-        self.world_size = world_size
-        self.step = 0  # batches handed out so far, over all epochs
-        self.resumed = False
-        self.order: Tensor | None = None  # of the rows, in the epoch of that number
-        self.ordered = -1
-        # Called before each batch, between two steps, and again while one of them says that it is not done yet: they
-        # may `take` batches ahead of the one that comes next.
-        self.before_batch: list[Callable[[], object]] = []
-
-    def __len__(self) -> int:
-        """The number of batches in an epoch."""
-        return -(-self.rows // self.batch_size)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """Gives one epoch, or what is left of the one that was resumed."""
-        if not self.resumed:
-            self.step = self.next_epoch()  # the last one may have been cut short
-        self.resumed = False
-        end = (self.step // len(self) + 1) * len(self)
-        while self.step < end:
-            while any(hook() for hook in self.before_batch):
-                pass
-            rows = self._rows()  # counts the step before the batch leaves: nothing after the last yield is sure to run
-            yield tuple(tensor[rows] for tensor in self.tensors)
-
-    def next_epoch(self) -> int:
-        """The step that the next epoch begins with; this one if it begins one."""
-        return -(-self.step // len(self)) * len(self)
-
-    def take(self, batches: int) -> tuple[Tensor, ...]:
-        """Takes the next batches out of turn, each of full size and all of this epoch, unless it has but one.
-
-        Returns:
-            For each tensor (batches, batch_size, ...).
-        """
-        assert self.world_size == 1
-        if len(self) > 1:
-            rows = self._rows(batches)
-        elif self.seed is None:
-            self.step += batches
-            return tuple(tensor.expand(batches, *tensor.shape) for tensor in self.tensors)
-        else:
-            rows = torch.cat([self._rows() for _ in range(batches)])
-        return tuple(tensor[rows].view(batches, self.batch_size, *tensor.shape[1:]) for tensor in self.tensors)
-
-    def _rows(self, batches: int = 1) -> Any:
-        """An index for this process's share of the next batches, which all lie in one epoch."""
-        epoch, batch = divmod(self.step, len(self))
-        self.step += batches
-        size = len(self) * self.batch_size if self.replacement else self.rows
-        start, end = batch * self.batch_size, min((batch + batches) * self.batch_size, size)
-        first, last = ((end - start) * rank // self.world_size for rank in (self.rank, self.rank + 1))
-        rows = slice(start + first, start + last)
-        if self.seed is None:
-            return rows
-        if self.ordered != epoch:
-            # A string as the seed mixes its two numbers well: neighbouring seeds and epochs share nothing.
-            generator = torch.Generator().manual_seed(random.Random(f"{self.seed} {epoch}").getrandbits(63))
-            if self.replacement:
-                order = torch.randint(self.rows, (size,), generator=generator)
-            else:
-                order = torch.randperm(self.rows, generator=generator)
-            self.order, self.ordered = order.to(self.tensors[0].device), epoch
-        assert self.order is not None
-        return self.order[rows]
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place to go on from; Lightning keeps it in the checkpoint."""
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes back to a place."""
-        self.step = state["step"]
-        self.resumed = True
+    length = min(loader.steps_per_epoch, int(trainer.num_training_batches) * loader.steps_per_execution)
+    epoch, step = divmod(trainer.global_step, math.ceil(length / trainer.accumulate_grad_batches))
+    start = 0 if trainer.overfit_batches else epoch * length  # type: ignore[attr-defined]
+    return start + step * trainer.accumulate_grad_batches
 
 
 class NamesDataModule(LightningDataModule):
@@ -178,7 +87,11 @@ class NamesDataModule(LightningDataModule):
             at a fraction of the cost. If false, one row per window, as in the notebook. If left out, true
             unless a batch size is given.
         batch_size: windows per training step; all of them if left out.
-        replacement: draw each window of a batch anew, as the notebook does, in place of every one once per epoch.
+        replacement: draw each window of a batch anew, as the notebook does, instead of every one once per pass.
+        steps_per_epoch: updates in an epoch, after which the Trainer validates and saves; if omitted, one pass over the
+            windows, or 25 updates where each takes all windows.
+        steps_per_execution: updates that the Trainer takes as one batch; callbacks run once per block. Above 1 it saves
+            the Trainer's own work where batches are small: the lecture's 32 windows take 500.
         train_fraction: the share of words to train on.
         val_fraction: the share to validate on; what is left is for the test. With 0, validation runs on
             the training words.
@@ -206,6 +119,8 @@ class NamesDataModule(LightningDataModule):
         counted: bool | None = None,
         batch_size: int | None = None,
         replacement: bool = False,
+        steps_per_epoch: int | None = None,
+        steps_per_execution: int = 1,
         train_fraction: float = 0.8,
         val_fraction: float = 0.1,
         split: Literal["shuffled", "hashed"] = "shuffled",
@@ -219,6 +134,7 @@ class NamesDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"num_words": num_words, "block_size": block_size, "batch_size": batch_size}
+        sizes |= {"steps_per_epoch": steps_per_epoch, "steps_per_execution": steps_per_execution}
         for name, size in [*sizes.items(), ("max_word_length", max_word_length)]:
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}: expected 1 or more")
@@ -470,13 +386,23 @@ class NamesDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         hparams = self.hparams
         order = hparams["batch_size"], hparams["order_seed"], hparams["replacement"]
-        return Batches(self.tensors["train"], *order, *self._place)
+        steps = hparams["steps_per_epoch"] or (FULL_STEPS if self.takes_all else None), hparams["steps_per_execution"]
+        loader = Batches(self.tensors["train"], *order, *self._place, *steps)
+        if self.trainer is not None:
+            trainer = self.trainer
+            loader.next_update = lambda: next_batch(trainer, loader)
+            loader.max_steps = lambda: trainer.max_steps
+        return loader
 
     def val_dataloader(self) -> Batches:
         return self._evaluation("val")
 
     def test_dataloader(self) -> Batches:
         return self._evaluation("test")
+
+    def predict_dataloader(self) -> Sampler:
+        """Twenty names: `Trainer.predict(model, data)` draws them. A `Sampler` of one's own goes in instead of data."""
+        return Sampler()
 
     def _evaluation(self, split: str) -> Batches:
         rank, world_size = self._place

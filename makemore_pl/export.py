@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -14,9 +14,31 @@ import lightning
 import torch
 
 from makemore_pl.checkpointing import pack, write_whole
+from makemore_pl.datamodule import require_same_split
+from makemore_pl.ensemble import average as combine
 from makemore_pl.figures import flatten
 from makemore_pl.loading import ARCHITECTURE
 from makemore_pl.model import MLP
+
+
+def export_average(model: MLP, data: Mapping[str, Any], output: str, average: Sequence[str] | None = None) -> None:
+    """Writes a model in another form, or the average of several.
+
+    Args:
+        model: with its weights.
+        data: the hyperparameters of what it was trained on.
+        output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors; .ckpt.
+        average: further checkpoints, of networks trained on the same words; what is written is one network that is
+            the average of all.
+
+    Raises:
+        ValueError: if a network does not fit the others, or the file cannot be written.
+    """
+    models = [model]
+    for path in average or []:
+        models.append(MLP.load_from_checkpoint(path, "cpu"))
+        require_same_split(path, data)
+    export(combine(models) if average else model, output, data)
 
 
 def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:

@@ -9,10 +9,8 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
-from makemore_pl.checkpointing import RunFolder
-from makemore_pl.datamodule import Batches
+from makemore_pl.checkpointing import RunCheckpoint, RunFolder
 from makemore_pl.watchdog import in_main_thread, write
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
@@ -43,26 +41,26 @@ def ending_quietly() -> Iterator[None]:
 class Interruption(Callback):
     """Ends a training on one device after the step that a signal comes in, with a checkpoint of that step.
 
-    Lightning ends it somewhere and saves nothing. A second signal ends the program at once, as it ends when something
-    takes longer than `PATIENCE` seconds; checkpoints stay whole.
+    Lightning ends it somewhere and saves nothing. Here a signal has the Trainer stop: it ends the batch, validates and
+    leaves. A second signal ends the program at once, as it ends when something takes longer than `PATIENCE` seconds;
+    checkpoints stay whole.
 
     Args:
-        last: says where to save; None to save nothing.
+        checkpoints: those that save after a validation, `last` at the end; empty to save nothing.
     """
 
-    def __init__(self, last: ModelCheckpoint | None) -> None:
-        self.last = last
+    def __init__(self, *checkpoints: RunCheckpoint) -> None:
+        self.checkpoints = checkpoints
         self.findable = False
+        self.steps = 0
         self.number: int | None = None
         self.timer: threading.Timer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals, and is asked before each batch whether there was one."""
-        self.findable = isinstance(trainer.logger, RunFolder)
-        loader = trainer.train_dataloader
-        if trainer.world_size > 1 or not isinstance(loader, Batches) or not in_main_thread():
+        """Takes the signals."""
+        self.findable, self.steps = isinstance(trainer.logger, RunFolder), trainer.global_step
+        if trainer.world_size > 1 or not in_main_thread():
             return
-        loader.before_batch.insert(0, lambda: self.end_between_steps(trainer))
         environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
         for number in SIGNALS:
             # Lightning's own way with a scheduler's signal is for whoever sets it to one of these.
@@ -84,54 +82,67 @@ class Interruption(Callback):
         """The signal as the shell calls it."""
         return signal.Signals(self.number or 0).name
 
-    def way_on(self, saved: str | None = None) -> str:
-        """What there is to say of a checkpoint, or of the last one: `last` finds those of run folders alone."""
-        path = saved or (self.last.best_model_path if self.last is not None else "")
-        name = "last" if self.findable else os.path.relpath(path or ".")
-        where = "" if saved else " from the last checkpoint"
-        return f"; the same command with --ckpt_path {name} goes on{where}" if path else ""
+    def way_on(self, step: int | None = None) -> str:
+        """How to resume, where there is a checkpoint of a step, or any: `last` finds those of run folders alone."""
+        if not self.checkpoints or self.checkpoints[-1].saved < (step or 0):
+            return ""
+        name = "last" if self.findable else os.path.relpath(self.checkpoints[-1].path)
+        where = " from the last checkpoint" if step is None else ""
+        return f"; the same command with --ckpt_path {name} resumes{where}"
 
     def give_up(self) -> None:
         """Ends the program whatever it does."""
         write(f"error: {self.name}: the step did not end in {PATIENCE} seconds{self.way_on()}")
         os._exit(128 + (self.number or 0))
 
-    def end_between_steps(self, trainer: Trainer) -> None:
-        """Saves and ends the program if there was a signal."""
-        if self.number is None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Has the Trainer stop where a run can resume bit for bit, if there was a signal."""
+        stepped, self.steps = trainer.global_step > self.steps, trainer.global_step
+        if self.number is None or not stepped:  # gradients that are still being accumulated are in no checkpoint
             return
-        path = self.save(trainer)
-        self.end(f"ended after step {trainer.global_step:,}{self.way_on(path) if path else ''}")
-
-    def save(self, trainer: Trainer) -> str:
-        """Saves where `last` would; gives the path."""
-        if self.last is None:
-            return ""
-        path = self.last.format_checkpoint_name({})
-        trainer.save_checkpoint(path, weights_only=False)
-        return path
+        if validates_next(trainer, batch_idx):
+            trainer.should_stop = True  # then the checkpoints are saved as ever
+        elif not trainer.is_last_batch:  # Lightning resumes from there as if the epoch's end had been
+            trainer.should_stop = True
+            for checkpoint in self.checkpoints:
+                checkpoint.paused = True
+            for checkpoint in self.checkpoints[-1:]:
+                checkpoint.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was never validated, and ends the program if there was a signal during the last step."""
-        if self.last is not None and not self.last.best_model_path:
-            self.save(trainer)
-        if self.number is not None:
-            self.end("ended after the last step")
+        """Ends the program if there was a signal."""
+        # The checkpoints come after this callback, and may have to save what was never validated.
+        if self.number is not None and not self.checkpoints:
+            self.end(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends the program if there was a signal since: from here on it would be forgotten."""
+        """Ends the program if there was a signal: from here on it would be forgotten."""
         if self.number is not None:
-            self.end("ended after the last step")
+            self.end(trainer)
 
     def on_exception(self, *_: Any) -> None:
         """Has a run that ends by itself not be ended once more: whoever called it may go on."""
         if self.timer is not None:
             self.timer.cancel()
+        self.number = None
 
-    def end(self, how: str) -> NoReturn:
+    def end(self, trainer: Trainer) -> NoReturn:
         """Ends the program."""
         assert self.number is not None
         if self.timer is not None:
             self.timer.cancel()
-        write(f"error: {self.name}: {how}")
+        step = trainer.global_step
+        write(f"error: {self.name}: ended after step {step:,}{self.way_on(step)}")
         sys.exit(128 + self.number)
+
+
+def validates_next(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates after this batch."""
+    every, interval = trainer.check_val_every_n_epoch, trainer.val_check_batch
+    if not trainer.enable_validation or not interval:
+        return False
+    if every is None:
+        return (trainer.fit_loop.total_batch_idx + 1) % interval == 0
+    return (trainer.current_epoch + 1) % every == 0 and (batch_idx + 1) % interval == 0

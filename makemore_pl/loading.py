@@ -71,8 +71,17 @@ def read(path: str | Path) -> dict[str, Any]:
         OSError: if it cannot be read.
     """
     checkpoint = load(path)
+    forget_maker(checkpoint)
     check(path, checkpoint)
     return checkpoint
+
+
+def forget_maker(checkpoint: Any) -> None:
+    """Drops what stock LightningCLI writes among the hyperparameters: the function to call, which is always its own."""
+    for group in ("hyper_parameters", "datamodule_hyper_parameters"):
+        hparams = checkpoint.get(group) if isinstance(checkpoint, dict) else None
+        if isinstance(hparams, dict) and hparams.get("_instantiator") == "lightning.pytorch.cli.instantiate_module":
+            del hparams["_instantiator"]
 
 
 def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
@@ -151,10 +160,8 @@ def check(path: str | Path, checkpoint: Any) -> None:
         raise ValueError(f"{path}: not a checkpoint of makemore_pl: its global_step is no whole number")
     V, (T, E, H) = len(hparams["vocabulary"] or "") + 1, (hparams[name] for name in ARCHITECTURE[1:])
     shapes = dict(zip(PARAMETERS, [(V, E), (T * E, H), (H,), (H, V), (V,)], strict=True))
-    if tensors.keys() != shapes.keys():
-        raise ValueError(
-            f"{path}: a checkpoint of another version of makemore_pl, with the tensors {some_of(tensors)}: train again"
-        )
+    if not tensors.keys() >= shapes.keys():
+        require_tensors(path, tensors, shapes)
     for tensor in find_tensors(checkpoint):
         # Of the others, some do not even have a shape.
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
@@ -170,11 +177,25 @@ def check(path: str | Path, checkpoint: Any) -> None:
             )
         if tensors[name].dtype not in FLOATS:
             raise ValueError(f"{path}: not a checkpoint of makemore_pl: {name} is of {tensors[name].dtype}")
+    if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):  # a subclass of MLP may have more of them
+        raise ValueError(f"{path}: not a checkpoint of makemore_pl: not all of its weights are tensors")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path}: not all weights are finite numbers: that training failed; try a smaller --model.lr")
     for name in find_saved_paths(checkpoint):
         raise ValueError(
             f"{path}: not a checkpoint of makemore_pl: it names a file outside of its folder, {some_of([name])}"
+        )
+
+
+def require_tensors(path: str | Path, tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    """Refuses other tensors than those of a model: a subclass of MLP may have more than the five.
+
+    Raises:
+        ValueError: if so.
+    """
+    if tensors.keys() != ours.keys():
+        raise ValueError(
+            f"{path}: a checkpoint of another version of makemore_pl, with the tensors {some_of(tensors)}: train again"
         )
 
 
@@ -256,6 +277,7 @@ def check_resume(
     checkpoint: Mapping[str, Any],
     loop: Mapping[str, Any],
     optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
     callbacks: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Refuses what a training cannot go on from, of what `check` let pass: fused optimizers look at no shapes.
@@ -265,6 +287,7 @@ def check_resume(
         checkpoint: what it holds.
         loop: what the training's loop would save before the first step: the checkpoint's must be of that form.
         optimizer: what its optimizer would.
+        schedule: what its learning-rate scheduler would.
         callbacks: what its ModelCheckpoints would, by their keys.
 
     Raises:
@@ -272,7 +295,7 @@ def check_resume(
     """
     if "optimizer_states" not in checkpoint:  # as in those that `export` writes
         raise ValueError(f"{path}: this checkpoint has no optimizer state to go on with")
-    misfit = next(find_misfits(checkpoint, loop, optimizer, callbacks), None)
+    misfit = next(find_misfits(checkpoint, loop, optimizer, schedule, callbacks), None)
     if misfit is not None:
         raise ValueError(f"{path}: not a checkpoint to go on with: its {misfit} is not what this training would save")
 
@@ -281,10 +304,11 @@ def find_misfits(
     checkpoint: Mapping[str, Any],
     loop: Mapping[str, Any],
     optimizer: Mapping[str, Any],
+    schedule: Mapping[str, Any],
     callbacks: Mapping[str, Mapping[str, Any]],
 ) -> Iterator[str]:
     """Finds what does not fit. Only the first is sure to be there: what follows relies on what was looked at before."""
-    for name, form in {"global_step": 0, "lr_schedulers": [], "loops": {}, "callbacks": {}}.items():
+    for name, form in {"global_step": 0, "lr_schedulers": [schedule], "loops": {}, "callbacks": {}}.items():
         yield from compare(checkpoint.get(name), form, name)
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not re.fullmatch(r"2(\.\d+)+\w*", version):
@@ -292,7 +316,8 @@ def find_misfits(
 
     found = checkpoint["loops"].get("fit_loop")
     yield from compare(found, loop, "fit_loop")
-    yield from compare(found["state_dict"].get("combined_loader", [{"step": 0}]), [{"step": 0}], "combined_loader")
+    if "combined_loader" in found["state_dict"]:
+        yield "combined_loader"
     for key in callbacks.keys() & checkpoint["callbacks"].keys():
         saved = checkpoint["callbacks"][key]
         yield from compare(saved, callbacks[key], "ModelCheckpoint")
@@ -302,7 +327,7 @@ def find_misfits(
     states, tensors = checkpoint["optimizer_states"], checkpoint["state_dict"]
     yield from compare(states, [{"state": {}, "param_groups": [{}]}], "optimizer")
     (group,), (options,) = states[0]["param_groups"], optimizer["param_groups"]
-    free = dict.fromkeys(("lr", "weight_decay"), 0.0)
+    free = dict.fromkeys(("lr", "initial_lr", "weight_decay"), 0.0)
     if any(type(group.get(name)) not in (int, float) for name in free) or any(True for _ in find_tensors(group)):
         yield "param_groups"
     # A newer version of torch may know more options.
@@ -315,13 +340,16 @@ def find_misfits(
         tensor = tensors[PARAMETERS[place]]
         adamw = {"step": torch.zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
         yield from compare(state, adamw if "betas" in options else {}, "optimizer")
-
-    gradients = checkpoint.get("gradients", {})
-    yield from compare(gradients, {}, "gradients")
-    for name, gradient in gradients.items():
-        if name not in tensors:
-            yield "gradients"
-        yield from compare(gradient, tensors[name], "gradients")
+    validated: Any = checkpoint.get("validated")
+    yield from compare(validated, {}, "validated")
+    if not all(isinstance(name, str) and type(value) is float for name, value in validated.items()):
+        yield "validated"
+    if checkpoint["lr_schedulers"][0]["last_epoch"] != checkpoint["global_step"]:
+        yield "lr_schedulers"
+    form = {"wait_count": 0, "stopped_epoch": 0, "best_score": torch.zeros(()), "patience": 0}
+    for key, state in checkpoint["callbacks"].items():
+        if str(key).startswith("EarlyStopping"):  # which may know more
+            yield from compare({name: state.get(name) for name in form} if isinstance(state, dict) else None, form, key)
 
 
 def compare(found: Any, form: Any, name: str) -> Iterator[str]:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
-from makemore_pl.gradient import sgd_steps, tanh_
-from makemore_pl.loading import make, read
+from makemore_pl.gradient import sgd_steps, tanh
+from makemore_pl.loading import make, read, require_tensors
 from makemore_pl.memory import require_memory
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.scoring import score_words
@@ -42,8 +43,8 @@ class MLP(LightningModule):
         seed: of those draws.
         optimizer: `adamw`, or `sgd` without momentum as in the lecture.
         lr: the learning rate at its highest.
-        schedule: what becomes of lr. `constant`; `linear`: rises over the first tenth of the run and falls to zero
-            over the rest; `halfway`: a tenth of it from the middle of the run on (the lecture's 0.1, then 0.01).
+        schedule: the learning-rate schedule. `constant`; `linear`: rises over the first tenth of the run and falls to
+            zero over the rest; `halfway`: a tenth of lr from the middle of the run on (the lecture's 0.1, then 0.01).
             Where no number of steps or epochs ends the run, all three are constant.
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
         momentum: AdamW's first beta, how much of the mean gradient stays from one step to the next; the second, of its
@@ -104,6 +105,9 @@ class MLP(LightningModule):
             b2 *= 0
         self.C, self.W1, self.b1, self.W2, self.b2 = map(nn.Parameter, (C, W1, b1, W2, b2))
 
+        self.schedule: LambdaLR | None = None  # that of our own optimizer
+        self.resumed: dict[str, float] = {}  # metrics of the last validation before a run was stopped
+
         # Sums over a whole split, so that its figures do not depend on how it is cut into batches.
         # A loss that is no number must stay one: by default it would be left out of the sum.
         self.nll, self.hits, self.windows = (SumMetric(nan_strategy="disable") for _ in range(3))
@@ -117,11 +121,11 @@ class MLP(LightningModule):
         Returns:
             (B, V) logits.
         """
-        # addmm(b, x, W) is x @ W + b without a second pass over the product.
-        return torch.addmm(self.b2, self.hidden(X), self.W2)  # (B, V)
+        h = self.hidden(X)  # (B, H)
+        return torch.addmm(self.b2, h, self.W2)  # (B, V): h @ W2 + b2, without a second pass over the product
 
     def hidden(self, X: Tensor) -> Tensor:
-        """Computes what the tanh layer gives.
+        """Computes the activations of the tanh layer.
 
         Args:
             X: (B, T) int64 contexts.
@@ -130,7 +134,7 @@ class MLP(LightningModule):
             h (B, H), between -1 and 1.
         """
         emb = F.embedding(X, self.C)  # (B, T, E): C[X], with a far cheaper gradient
-        return tanh_(torch.addmm(self.b1, emb.flatten(1), self.W1))
+        return tanh(torch.addmm(self.b1, emb.flatten(1), self.W1))  # (B, H): tanh(emb.view(B, T*E) @ W1 + b1)
 
     @staticmethod
     def loss(logits: Tensor, Y: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
@@ -154,26 +158,105 @@ class MLP(LightningModule):
         return Y.new_full((), len(Y)) if Y.ndim == 1 else Y.sum()
 
     def setup(self, stage: str) -> None:
-        """Gives the weights the precision of the run before a checkpoint is loaded into them.
+        """Looks whether the data fits, and which of the two ways of training it asks for.
 
-        Lightning does it afterwards, and would so round those of 64 bits to 32.
+        Raises:
+            ValueError: if the data has another block size or other characters than the model.
         """
+        # Lightning does this after a checkpoint was loaded, and would so round weights of 64 bits to 32.
         self.trainer.precision_plugin.convert_module(self)
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None or stage == "predict":
+            return
+        theirs = {"block_size": data.hparams.get("block_size"), "vocabulary": getattr(data, "vocabulary", None)}
+        for name, ours in {"block_size": self.block_size, "vocabulary": self.vocabulary}.items():
+            if theirs[name] not in (None, ours):
+                raise ValueError(f"the model's {name} is {describe(ours)}, that of the data {describe(theirs[name])}")
+        if stage != "fit":
+            return
+        self.automatic_optimization = data.hparams.get("steps_per_execution", 1) == 1
+        whole = self.trainer.accumulate_grad_batches == 1 and not self.trainer.gradient_clip_val
+        if not self.automatic_optimization and not whole:
+            raise ValueError(
+                f"steps_per_execution is {data.hparams['steps_per_execution']}: expected 1 where gradients are "
+                "accumulated or clipped"
+            )
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        X, Y = batch
-        nll, windows = self.loss(self(X), Y, reduction="sum"), self.count(Y)
-        # Devices may hold unequal shares of the batch, and the Trainer averages their gradients: divided by the
-        # windows of the average device, they give the gradient of the mean over all windows.
-        mean_nll, mean_windows = self._average_over_devices(nll, windows)
-        self.log("train/loss", mean_nll / mean_windows, prog_bar=True)
-        return nll / mean_windows
+        """Computes the loss of a batch; of a block of batches, takes the steps as well.
 
-    def _average_over_devices(self, *numbers: Tensor) -> tuple[Tensor, ...]:
+        Args:
+            batch: X (B, T) with Y (B,) or (B, V). Of a block X (K, B, T) with Y (K, B) or (K, B, V), or lists of K.
+            batch_idx: the number of the batch in its epoch.
+
+        Returns:
+            The mean loss of the batch, or that of the last batch in a block, before its step.
+        """
+        X, Y = batch
+        if not self.automatic_optimization:
+            return self.take_steps(X, Y)
+        loss, mean = self.loss_and_mean(X, Y)
+        self.log("train/loss", mean, prog_bar=True)
+        return loss
+
+    def loss_and_mean(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+        """Computes what to differentiate, and the mean loss over the shares of all devices."""
+        nll, windows = self.loss(self(X), Y, reduction="sum"), self.count(Y)
         if self.trainer.world_size == 1:
-            return tuple(number.detach() for number in numbers)
-        together = torch.stack([number.detach().double() for number in numbers])  # one exchange, exact
-        return self.trainer.strategy.reduce(together, reduce_op="mean").to(numbers[0].dtype).unbind()
+            return nll / windows, nll.detach() / windows
+        # Devices may hold unequal shares of the batch, and their gradients are averaged: divided by the windows of the
+        # average device, they give the gradient of the mean over all windows. In one exchange, exact.
+        together = torch.stack([nll.detach().double(), windows.double()])
+        mean_nll, mean_windows = self.trainer.strategy.reduce(together, reduce_op="mean").to(nll.dtype)
+        return nll / mean_windows, mean_nll / mean_windows
+
+    def take_steps(self, X: Tensor, Y: Tensor) -> Tensor:
+        """Takes an optimizer step for each of K batches.
+
+        Logged are the loss of the last batch before its step, as a run without blocks logs it there, the learning rate
+        of that step, and the number of steps so far as the x axis.
+        """
+        optimizer, schedulers = cast(Any, self.optimizers()), as_list(self.lr_schedulers())
+        by_hand, lrs = self.trains_by_hand(optimizer.optimizer, Y[0]), []
+        for x, y in zip(X, Y, strict=True):
+            lrs.append(optimizer.param_groups[0]["lr"])
+            optimizer.zero_grad()
+            if not by_hand:
+                loss, mean = self.loss_and_mean(x, y)
+                self.manual_backward(loss)
+            optimizer.step()  # by hand there is no gradient: it only counts
+            for scheduler in schedulers:
+                scheduler.step()
+        if by_hand:
+            tensors = self.C, self.W1, self.b1, self.W2, self.b2
+            sgd_steps(*tensors, X[:-1], Y[:-1], lrs[:-1])
+            with torch.no_grad():
+                mean = self.loss(self(X[-1]), Y[-1])
+            sgd_steps(*tensors, X[-1:], Y[-1:], lrs[-1:])
+        self.log("train/loss", mean, prog_bar=True)
+        self.log(f"lr-{type(optimizer.optimizer).__name__}", lrs[-1])  # as LearningRateMonitor calls it
+        self.log("step", float(self.global_step))
+        return mean
+
+    def trains_by_hand(self, optimizer: torch.optim.Optimizer, y: Tensor) -> bool:
+        """Whether `sgd_steps` computes what autograd and the optimizer would: this network, examples, plain SGD."""
+        plain = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
+        ours = (MLP.forward, MLP.hidden, MLP.loss) == (type(self).forward, type(self).hidden, type(self).loss)
+        return (
+            type(optimizer) is torch.optim.SGD
+            and len(optimizer.param_groups) == 1
+            and plain.items() <= optimizer.param_groups[0].items()
+            and ours
+            and all(parameter.requires_grad for parameter in self.parameters())
+            and y.ndim == 1
+            and self.trainer.world_size == 1
+            and self.trainer.precision in ("32-true", "64-true")
+        )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Has the final weights be validated and saved, also where the last step lies inside of an epoch."""
+        if self.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         self._add_up(*batch)
@@ -194,11 +277,14 @@ class MLP(LightningModule):
         self._log_means("test")
 
     def _start_sums(self) -> None:
-        # Float64 keeps them exact, whatever the precision of the model; Apple's GPUs have none.
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
         for metric in (self.nll, self.hits, self.windows):
-            metric.set_dtype(dtype)
+            metric.set_dtype(self.widest)
             metric.reset()
+
+    @property
+    def widest(self) -> torch.dtype:
+        """Float64 keeps sums exact, whatever the precision of the model; Apple's GPUs have none."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
 
     def _add_up(self, X: Tensor, Y: Tensor) -> None:
         logits = self(X)
@@ -218,6 +304,8 @@ class MLP(LightningModule):
         }
         for name, mean in means.items():
             self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=True)
+        if not self.automatic_optimization:
+            self.log("step", float(self.global_step))  # Lightning's own x axis counts blocks
 
     def on_predict_start(self) -> None:
         self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
@@ -259,20 +347,49 @@ class MLP(LightningModule):
             raise ValueError("weights_only is False: expected True, as no code is run from a file")
         checkpoint = read(checkpoint_path)
         model = make(cls, checkpoint_path, checkpoint["hyper_parameters"], hparams)
+        require_tensors(checkpoint_path, checkpoint["state_dict"], model.state_dict())
         model.load_state_dict(checkpoint["state_dict"])
         return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Holds a resumed run to its own alphabet, and to the weight decay and momentum that were asked for."""
+        """Holds a resumed run to its own alphabet and its own way of counting steps.
+
+        Raises:
+            ValueError: if one is another.
+        """
         theirs, ours = checkpoint["hyper_parameters"], self.hparams
         if theirs["vocabulary"] != ours["vocabulary"]:
             raise ValueError(
                 f"the checkpoint's characters are {theirs['vocabulary']!r}, those of the list {ours['vocabulary']!r}"
             )
-        if ours["optimizer"] == "adamw":
-            for state in checkpoint.get("optimizer_states", []):
-                for group in state["param_groups"]:  # the optimizer's own copies would win over new ones
-                    group |= {"weight_decay": ours["weight_decay"], "betas": self.betas}
+        self.resumed = checkpoint.get("validated", {})
+        before = checkpoint.get("datamodule_hyper_parameters", {}).get("steps_per_execution", 1)
+        if "loops" in checkpoint and (before == 1) != self.automatic_optimization:
+            raise ValueError(f"steps_per_execution: the checkpoint has {before}; a run keeps to blocks, or to none")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keeps the metrics of the last validation: Lightning resumes with the end of an epoch, after it.
+
+        EarlyStopping and the like look there for the metric that they monitor.
+        """
+        metrics = self.trainer.callback_metrics
+        checkpoint["validated"] = {name: float(x) for name, x in metrics.items() if name.startswith("val/")}
+
+    def on_train_epoch_end(self) -> None:
+        """Gives those of a resumed run back, unless it has validated since."""
+        for name, value in self.resumed.items():
+            if name not in self.trainer.callback_metrics:
+                self.log(name, torch.tensor(value, dtype=self.widest, device=self.device), logger=False)
+        self.resumed = {}
+
+    def on_train_start(self) -> None:
+        """Has the hyperparameters of this run win over those that the optimizer brought back from a checkpoint."""
+        if self.trainer.ckpt_path is None or self.schedule is None or self.lr_schedulers() is not self.schedule:
+            return  # not resumed, or an optimizer of one's own
+        options, (factor,) = self.optimizer_options(), self.schedule.lr_lambdas
+        self.schedule.base_lrs = [options["lr"]]
+        (group,) = self.schedule.optimizer.param_groups
+        group |= options | {"initial_lr": options["lr"], "lr": options["lr"] * factor(self.schedule.last_epoch)}
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -280,49 +397,57 @@ class MLP(LightningModule):
         momentum = self.hparams["momentum"]
         return momentum, 1 - (1 - momentum) / 3
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        lr, weight_decay = self.hparams["lr"], self.hparams["weight_decay"]
-        if self.hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(self.parameters(), lr=lr, fused=True)
-        return torch.optim.AdamW(self.parameters(), lr=lr, betas=self.betas, weight_decay=weight_decay, fused=True)
+    def optimizer_options(self) -> dict[str, Any]:
+        """The hyperparameters as the optimizer calls them."""
+        hparams = self.hparams
+        if hparams["optimizer"] == "sgd":
+            return {"lr": hparams["lr"]}
+        return {"lr": hparams["lr"], "betas": self.betas, "weight_decay": hparams["weight_decay"]}
 
-    def lr_at(self, step: int) -> float:
-        """Returns the learning rate of a step, counted from 0: a pure function, so a resumed run needs no more."""
-        lr, schedule = self.hparams["lr"], self.hparams["schedule"]
-        if schedule == "constant":
-            return lr
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            return lr  # without an end there is no part of the run to speak of
-        if schedule == "halfway":
-            return lr if step < steps / 2 else lr / 10
-        return lr * max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Makes the optimizer without its schedule."""
+        kind = torch.optim.SGD if self.hparams["optimizer"] == "sgd" else torch.optim.AdamW
+        return kind(self.parameters(), fused=True, **self.optimizer_options())
 
-    def on_train_start(self) -> None:
-        self.set_lr()
+    def configure_optimizers(self) -> Any:
+        optimizer, name, steps = self.make_optimizer(), self.hparams["schedule"], self.number_of_steps()
+        self.schedule = LambdaLR(optimizer, lambda step: lr_factor(name, step, steps))
+        if not self.automatic_optimization:
+            return [optimizer], [self.schedule]
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.schedule, "interval": "step"}}
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.set_lr()
+    def number_of_steps(self) -> float:
+        """The optimizer steps of the whole run; infinite if nothing but time ends it."""
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        if self.automatic_optimization or trainer.max_epochs in (None, -1):
+            return steps
+        loader = cast(Any, trainer.train_dataloader)  # of which Lightning counts the blocks
+        per_epoch = min(loader.steps_per_epoch, trainer.num_training_batches * loader.steps_per_execution)
+        limit = trainer.max_steps if trainer.max_steps != -1 else math.inf
+        return min(limit, per_epoch * trainer.max_epochs)
 
-    def set_lr(self) -> None:
-        """Gives the optimizer the learning rate of the step that comes next."""
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = self.lr_at(self.trainer.global_step)
 
-    def train_on(self, X: Tensor, Y: Tensor) -> None:
-        """Takes one optimizer step after the other without a word to the Trainer, who must count them himself.
+def lr_factor(schedule: Schedule, step: int, steps: float) -> float:
+    """Computes the share of the highest learning rate that a step takes.
 
-        Args:
-            X: (K, B, T) int64 contexts, a batch for each step.
-            Y: (K, B) int64 next characters or (K, B, V) counts.
-        """
-        (optimizer,), step = self.trainer.optimizers, self.trainer.global_step
-        lrs = [self.lr_at(step + k) for k in range(len(X))]
-        if self.hparams["optimizer"] == "sgd" and Y.ndim == 2:
-            sgd_steps(self.C, self.W1, self.b1, self.W2, self.b2, X, Y, lrs)
-            return
-        for x, y, lr in zip(X, Y, lrs, strict=True):
-            optimizer.param_groups[0]["lr"] = lr
-            optimizer.zero_grad()
-            torch.autograd.backward(self.loss(self(x), y))
-            optimizer.step()
+    Args:
+        schedule: its name.
+        step: counted from 0.
+        steps: of the whole run.
+    """
+    if schedule == "constant" or math.isinf(steps):
+        return 1.0  # without an end there is no part of the run to speak of
+    if schedule == "halfway":
+        return 1.0 if step < steps / 2 else 0.1
+    return max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))
+
+
+def describe(value: object) -> str:
+    """A block size, or the characters of a vocabulary, in an error."""
+    return repr(value.characters if isinstance(value, Vocabulary) else value)
+
+
+def as_list(value: Any) -> list[Any]:
+    """One, several, or none."""
+    return value if isinstance(value, list) else [] if value is None else [value]

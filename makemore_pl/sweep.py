@@ -10,10 +10,8 @@ from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
-from makemore_pl.callbacks import ValidateLastStep
 from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_noise
-from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.faststeps import FastSteps
+from makemore_pl.datamodule import FULL_STEPS, NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.parser import Parser, fail
 from makemore_pl.threads import Threads, choose_threads
@@ -74,7 +72,7 @@ def sweep(
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
-            callbacks=[Threads(), ValidateLastStep(), FastSteps(), *callbacks],
+            callbacks=[Threads(), *callbacks],
             **TRAINER_DEFAULTS | {"max_steps": max_steps},  # type: ignore[arg-type]
         )
 
@@ -95,7 +93,7 @@ def sweep(
             storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
             study_name=study,
             load_if_exists=True,
-            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // 5),
+            pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // FULL_STEPS // 5),  # in epochs
         )
     except Exception as error:  # each kind of storage throws its own
         raise ValueError(f"--storage {storage} cannot hold a study: {error}") from None

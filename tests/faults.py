@@ -49,13 +49,11 @@ class Patient(Callback):
 
 
 def train(folder, *callbacks, **options):
-    data = NamesDataModule(num_words=100)
+    data = NamesDataModule(num_words=100, steps_per_epoch=10)
     model = MLP(data.vocabulary.characters, hidden_size=8, schedule="constant")
     trainer = Trainer(
         accelerator="cpu",
         devices=2,
-        val_check_interval=10,
-        check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -25,6 +25,8 @@ CASES = {
     "minibatch sgd": ({"batch_size": 78}, {"optimizer": "sgd", "lr": 0.1}),
     "replacement": ({"batch_size": 31, "replacement": True}, {}),
     "hashed": ({"split": "hashed"}, {}),
+    "blocks": ({"batch_size": 78, "steps_per_execution": 4}, {}),
+    "blocks sgd": ({"batch_size": 78, "steps_per_execution": 4}, {"optimizer": "sgd", "lr": 0.1}),
 }
 STEPS = 20
 RESUMED = {"batch_size": 78}, {"schedule": "constant"}
@@ -38,10 +40,12 @@ class Witness(Callback):
         self.batches, self.gradients, self.losses = [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        X, Y = batch
-        self.batches.append(torch.cat([X, Y if Y.ndim == 2 else Y[:, None]], dim=1))
+        for X, Y in [batch] if pl_module.automatic_optimization else zip(*batch, strict=True):
+            self.batches.append(torch.cat([X, Y if Y.ndim == 2 else Y[:, None]], dim=1))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if any(p.grad is None for p in pl_module.parameters()):
+            return  # taken by hand
         self.gradients.append({name: p.grad.clone() for name, p in pl_module.named_parameters()})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -66,8 +70,6 @@ def trainer(folder, ranks, precision="64-true", callbacks=(), max_steps=STEPS):
         precision=precision,
         default_root_dir=folder,
         max_steps=max_steps,
-        val_check_interval=10,
-        check_val_every_n_epoch=None,
         log_every_n_steps=1,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
@@ -78,7 +80,7 @@ def trainer(folder, ranks, precision="64-true", callbacks=(), max_steps=STEPS):
 
 
 def train(folder, ranks, precision, data, model, max_steps=STEPS, ckpt_path=None):
-    data = NamesDataModule(num_words=180, **data)
+    data = NamesDataModule(num_words=180, **{"steps_per_epoch": 10} | data)
     model = MLP(data.vocabulary.characters, hidden_size=17, embedding_dim=5, **model)
     callbacks = Witness(), ModelCheckpoint(folder, "last", every_n_train_steps=1)
     trainer(folder, ranks, precision, callbacks, max_steps).fit(model, data, ckpt_path=ckpt_path, weights_only=True)

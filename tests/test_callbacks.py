@@ -11,9 +11,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule, callbacks
-from makemore_pl.callbacks import Progress, StopNotFinite, ValidateLastStep
-from makemore_pl.faststeps import FastSteps
+from makemore_pl import MLP, NamesDataModule, callbacks, model
+from makemore_pl.callbacks import Progress, StopNotFinite
 
 
 class Record(Callback):
@@ -24,11 +23,12 @@ class Record(Callback):
         self.validated.append(trainer.global_step)
 
 
-def fit(folder, *callbacks, **options):
+def fit(folder, *callbacks, model=None, data=None, **options):
     defaults = {"logger": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    defaults |= {"num_sanity_val_steps": 0, "val_check_interval": 4, "check_val_every_n_epoch": None}
+    defaults |= {"num_sanity_val_steps": 0}
+    data = {"num_words": 50, "batch_size": 50, "steps_per_epoch": 4} | (data or {})
     trainer = Trainer(default_root_dir=folder, callbacks=list(callbacks), **defaults | options)
-    trainer.fit(MLP(hidden_size=8), NamesDataModule(num_words=50, batch_size=50))
+    trainer.fit(MLP(**{"hidden_size": 8} | (model or {})), NamesDataModule(**data))
     return trainer
 
 
@@ -38,20 +38,20 @@ def fit(folder, *callbacks, **options):
         ({"max_steps": 3}, [3]),
         ({"max_steps": 8}, [4, 8]),
         ({"max_steps": 10}, [4, 8, 10]),
-        ({"max_epochs": 2, "limit_train_batches": 3}, [4, 6]),
-        ({"max_epochs": 2, "limit_train_batches": 3, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}, [3, 6]),
+        ({"max_epochs": 2, "limit_train_batches": 3}, [3, 6]),
+        ({"max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 6]),
     ],
 )
 def test_the_last_step_is_validated(options, validated, tmp_path):
     record = Record()
-    fit(tmp_path, ValidateLastStep(), record, enable_progress_bar=False, **options)
+    fit(tmp_path, record, enable_progress_bar=False, **options)
     assert record.validated == validated
 
 
 def test_progress_says_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
     ticks = itertools.count()  # of a clock that no machine is too slow for
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1000))
-    fit(tmp_path, Progress(), ValidateLastStep(), max_steps=10)
+    fit(tmp_path, Progress(), max_steps=10)
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = [line for line in err.split("\n") if line.startswith("step ")]
@@ -62,7 +62,7 @@ def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
     progress, screen = Progress(), io.StringIO()
     terminal = partial(Console, file=screen, force_terminal=True, width=80)
     monkeypatch.setattr(callbacks, "Console", lambda stderr: terminal())
-    fit(tmp_path, progress, ValidateLastStep(), max_steps=10)
+    fit(tmp_path, progress, max_steps=10)
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", screen.getvalue())
     assert progress.bar is None
 
@@ -87,25 +87,36 @@ def test_a_loss_that_is_no_number_ends_the_run(bad, precision, tmp_path, monkeyp
     assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
 
 
-@pytest.mark.parametrize("model", [{"optimizer": "sgd"}, {}])
-def test_a_loss_that_is_no_number_is_found_among_fast_steps(model, tmp_path, monkeypatch):
-    """The learning rate of the 30th step leaves weights that are no numbers, so the 31st has a loss that is none."""
-    monkeypatch.setattr(MLP, "lr_at", lambda self, step: math.nan if step == 29 else 0.01)
-    monkeypatch.setitem(globals(), "MLP", partial(MLP, **model))
-    monkeypatch.setattr("makemore_pl.faststeps.MLP", MLP.func)
-    taken, train_on = [], MLP.func.train_on
-    monkeypatch.setattr(MLP.func, "train_on", lambda self, X, Y: (taken.append(len(X)), train_on(self, X, Y)))
-    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-    with pytest.raises(ValueError, match=r"^step 31: the loss is nan"):
-        quiet = {"enable_progress_bar": False, "enable_checkpointing": True, "log_every_n_steps": 1000}
-        fit(tmp_path, StopNotFinite(), FastSteps(), last, max_steps=100, val_check_interval=25, **quiet)
-    assert taken
+@pytest.fixture
+def one_huge_step(monkeypatch):
+    """A learning rate that leaves weights that are no numbers, at one step."""
+
+    def at(huge):
+        monkeypatch.setattr(model, "lr_factor", lambda schedule, step, steps: math.nan if step == huge else 0.3)
+
+    return at
+
+
+@pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {}])
+def test_a_loss_that_is_no_number_is_found_after_its_block(options, one_huge_step, tmp_path):
+    """The 30th step leaves weights that are no numbers, so the 31st and all that follow have a loss that is none."""
+    one_huge_step(29)
+    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False, save_on_train_epoch_end=False)
+    with pytest.raises(ValueError, match=r"^step 35: the loss is nan"):
+        fit(
+            *(tmp_path, StopNotFinite(), last),
+            model=options,
+            data={"steps_per_epoch": 25, "steps_per_execution": 10},
+            max_steps=100,
+            enable_progress_bar=False,
+            enable_checkpointing=True,
+        )
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 25
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+def test_weights_that_are_no_numbers_are_not_saved(one_huge_step, tmp_path):
     """The step before the loss shows it: a validation comes between."""
-    monkeypatch.setattr(MLP, "lr_at", lambda self, step: math.nan if step == 7 else 0.01)
+    one_huge_step(7)
     last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
     with pytest.raises(ValueError, match=r"^step 8: the loss is nan"):
         fit(tmp_path, StopNotFinite(), last, max_steps=30, enable_progress_bar=False, enable_checkpointing=True)

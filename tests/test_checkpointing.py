@@ -1,12 +1,9 @@
-import csv
 import errno
 import hashlib
-import io
 import itertools
 import os
 import random
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,143 +14,11 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import LightningModule
 
-from makemore_pl import MLP, NamesDataModule, checkpointing
-from makemore_pl.callbacks import ValidateLastStep
-from makemore_pl.checkpointing import ExactResume, RunFolder, WholeCheckpoints, lock
-from makemore_pl.faststeps import FastSteps
+from makemore_pl import MLP, checkpointing
+from makemore_pl.checkpointing import RunFolder, WholeCheckpoints, lock
 from makemore_pl.loading import BrokenCheckpointError, load
-
-# A run goes on from each of its checkpoints as if it had not stopped.
-
-BY_STEP = {"val_check_interval": 11, "check_val_every_n_epoch": None}
-BY_EPOCH = {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
-LENGTHS = {
-    "steps": {"max_steps": 47, **BY_STEP},
-    "epochs": {"max_epochs": 3, **BY_STEP},
-    "by epoch": {"max_epochs": 3, **BY_EPOCH},
-    "by two epochs": {"max_epochs": 4, **BY_EPOCH, "check_val_every_n_epoch": 2},
-    "by half an epoch": {"max_epochs": 2, **BY_EPOCH, "val_check_interval": 0.5},
-    "cut short": {"max_steps": 30, **BY_STEP, "limit_train_batches": 9},
-    "cut short at a validation": {"max_steps": 30, **BY_STEP, "val_check_interval": 9, "limit_train_batches": 9},
-    "accumulation": {"max_steps": 12, **BY_STEP, "accumulate_grad_batches": 3},
-    "accumulation by epoch": {"max_epochs": 2, **BY_EPOCH, "accumulate_grad_batches": 4},
-}
-DATA = {"counted": {}, "minibatch": {"batch_size": 16}, "replacement": {"batch_size": 16, "replacement": True}}
-MODELS = {
-    "adamw": {},
-    "sgd": {"optimizer": "sgd", "lr": 0.1, "schedule": "halfway"},
-}
-
-
-class Witness(Callback):
-    def __init__(self):
-        self.batches = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        content = b"".join(tensor.numpy().tobytes() for tensor in batch)
-        self.batches[trainer.fit_loop.epoch_loop.total_batch_idx] = hashlib.sha256(content).hexdigest()
-
-
-class Keep(WholeCheckpoints):
-    """Keeps a copy of every checkpoint that was ever there."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def save_checkpoint(self, checkpoint, path, storage_options=None):
-        super().save_checkpoint(checkpoint, path, storage_options)
-        shutil.copy(path, self.folder / f"{len(list(self.folder.iterdir())):03}.ckpt")
-
-
-def flat(state, path=""):
-    """All that is in a checkpoint, by its path; tensors as their bytes."""
-    if isinstance(state, dict):
-        return {k: v for key in state for k, v in flat(state[key], f"{path}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return {k: v for i, each in enumerate(state) for k, v in flat(each, f"{path}[{i}]").items()}
-    if isinstance(state, torch.Tensor):
-        return {path: (state.dtype, tuple(state.shape), state.flatten().view(torch.uint8).numpy().tobytes())}
-    return {path: state}
-
-
-def fit(folder, fast, model, data, options, keep=None, ckpt_path=None):
-    """Returns all of the last checkpoint, the batches and the log."""
-    shutil.rmtree(folder, ignore_errors=True)
-    witness = Witness()
-    checkpoint = [
-        ModelCheckpoint(folder, "best", monitor="val/loss", enable_version_counter=False),
-        ModelCheckpoint(folder, "last", enable_version_counter=False),
-    ]
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=CSVLogger(folder, ""),
-        callbacks=[
-            *(ExactResume(), ValidateLastStep(), LearningRateMonitor("step"), FastSteps() if fast else witness),
-            *checkpoint,
-        ],
-        plugins=[WholeCheckpoints() if keep is None else Keep(keep)],
-        log_every_n_steps=5,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **options,
-    )
-    trainer.fit(
-        MLP(hidden_size=8, **model), NamesDataModule(num_words=60, **data), ckpt_path=ckpt_path, weights_only=True
-    )
-    path, log = folder / "last.ckpt", folder / "version_0" / "metrics.csv"
-    if not path.exists():
-        return None, None, None  # it was finished
-    rows = csv.DictReader(io.StringIO(log.read_text()))
-    log = {tuple(sorted((key, value) for key, value in row.items() if value)) for row in rows}
-    return flat(load(path)), witness.batches, log
-
-
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize(
-    ("model", "data", "fast"),
-    [
-        *(("adamw", "counted", False), ("sgd", "counted", True)),
-        *(("adamw", "minibatch", False), ("sgd", "minibatch", True)),
-        *(("sgd", "replacement", False), ("adamw", "replacement", True)),
-    ],
-)
-def test_a_run_goes_on_from_any_checkpoint_as_if_it_had_not_stopped(model, data, fast, length, tmp_path):
-    arguments = tmp_path / "run", fast, MODELS[model], DATA[data], LENGTHS[length]
-    (tmp_path / "kept").mkdir()
-    whole, batches, log = fit(*arguments, keep=tmp_path / "kept")
-    kept = sorted((tmp_path / "kept").iterdir())
-    # `best` and `last` of one moment differ in one name only; the last two are of the finished run.
-    for path in kept[1:-2:2] or kept[1:]:
-        state, seen, said = fit(*arguments, ckpt_path=path)
-        if state is None:
-            assert load(path)["global_step"] == whole[".global_step"]
-            continue
-        assert state == whole
-        assert seen.items() <= batches.items()
-        assert set(seen) == set() if fast else max(seen) == max(batches)
-        saved = load(path)
-        later = {row for row in log if int(dict(row)["step"]) >= saved["global_step"]}
-        if "gradients" in saved:  # in the middle of a step, the validation before it was logged under its number
-            now = str(saved["global_step"])
-            later -= {row for row in later if dict(row)["step"] == now and "val/loss" in dict(row)}
-        assert said == later
-
-
-def test_without_our_hand_lightning_would_take_other_batches(tmp_path, monkeypatch):
-    """So that the test above is known to see it."""
-    monkeypatch.setattr(ExactResume, "on_save_checkpoint", lambda *_: None)
-    arguments = tmp_path / "run", False, MODELS["adamw"], DATA["minibatch"], LENGTHS["by epoch"]
-    (tmp_path / "kept").mkdir()
-    whole, batches, _ = fit(*arguments, keep=tmp_path / "kept")
-    state, seen, _ = fit(*arguments, ckpt_path=tmp_path / "kept" / "001.ckpt")
-    assert state != whole
-    assert not seen.items() <= batches.items()
-
 
 # Files.
 
@@ -300,7 +165,7 @@ def break_(path):
 def test_the_best_stays_the_best_from_another_folder(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = ["--data.num_words", 200, "--model.hidden_size", 8, "--model.schedule", "constant", "--pictures", "false"]
-    flags += ["--trainer.val_check_interval", 5]
+    flags += ["--data.steps_per_epoch", 5]
     status, _, err = call("fit", *flags, "--trainer.default_root_dir", "runs", "--trainer.max_steps", 20)
     assert status == 0, err
     best = tmp_path / "runs/lightning_logs/version_0/checkpoints/best.ckpt"
@@ -347,11 +212,58 @@ def test_where_all_are_broken_the_newest_is_named(runs, call):
     assert not list(Path("lightning_logs").glob("version_2"))
 
 
-@pytest.mark.parametrize("limit", ["max_steps", "max_epochs"])
-def test_a_finished_run_says_so(limit, runs, call):
-    status, _, err = call("fit", "--ckpt_path", "last", f"--trainer.{limit}", 4)
-    finished = f"{runs[1] / 'last.ckpt'}: this run is finished, at step 4; give a larger --trainer.{limit} to go on"
+@pytest.mark.parametrize("limit", [("max_steps", 4), ("max_epochs", 2)])
+def test_a_finished_run_says_so(limit, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name, value = limit
+    quick = "--data.num_words", 50, "--model.hidden_size", 8, "--data.steps_per_epoch", 2, f"--trainer.{name}", value
+    assert call("fit", *quick)[0] == 0
+    status, _, err = call("fit", "--ckpt_path", "last", f"--trainer.{name}", value)
+    finished = f"{RUN / 'last.ckpt'}: this run is finished, at step 4; give a larger --trainer.{name} to go on"
     assert (status, err) == (2, f"error: {finished}\n")
+
+
+def test_a_run_that_early_stopping_ended_is_finished(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = """
+data: {num_words: 50, steps_per_epoch: 2}
+model: {hidden_size: 8, lr: 9, schedule: constant}
+trainer:
+  max_steps: 1000
+  callbacks:
+    - class_path: EarlyStopping
+      init_args: {monitor: val/loss, patience: 2}
+    - class_path: ModelCheckpoint
+      init_args: {monitor: val/loss, save_top_k: 3, filename: "{step}"}
+"""
+    Path("recipe.yaml").write_text(recipe)
+    status, _, err = call("fit", "--config", "recipe.yaml", "--pictures", "false")
+    assert status == 0, err
+    step = load(RUN / "last.ckpt")["global_step"]
+    assert 2 < step < 1000
+    own = {path.name for path in RUN.iterdir()} - {"best.ckpt", "last.ckpt"}
+    assert len(own) == 3
+    for _ in range(2):
+        status, _, err = call("fit", "--config", "recipe.yaml", "--ckpt_path", "last")
+        finished = f"{RUN / 'last.ckpt'}: this run is finished: EarlyStopping ended it at step {step}"
+        assert (status, err) == (2, f"error: {finished}\n")
+
+
+MISTAKEN = {
+    "EarlyStopping": "{monitor: val/lass}",
+    "BackboneFinetuning": "{unfreeze_backbone_at_epoch: 1}",
+}
+
+
+@pytest.mark.parametrize("callback", MISTAKEN)
+def test_a_callback_that_misses_something_is_one_line(callback, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    init = f"class_path: {callback}, init_args: {MISTAKEN[callback]}"
+    Path("recipe.yaml").write_text(f"trainer: {{max_steps: 9, callbacks: [{{{init}}}]}}\ndata: {{num_words: 50}}\n")
+    status, _, err = call("fit", "--config", "recipe.yaml")
+    assert status == 2
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
 
 
 # The folder.
@@ -470,7 +382,7 @@ def test_a_full_disk_is_found_before_the_first_step(small_disk, call):
     [
         ([], 3, 4),
         (["--trainer.precision", "64-true"], 3, 8),
-        (["--trainer.accumulate_grad_batches", 2, "--data.batch_size", 8], 4, 4),
+        (["--trainer.accumulate_grad_batches", 2, "--data.batch_size", 8], 3, 4),
     ],
 )
 def test_as_much_room_as_the_checkpoints_will_take_is_asked_for(flags, tensors, width, call, tmp_path, monkeypatch):

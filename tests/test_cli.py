@@ -12,7 +12,6 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import makemore_pl
-from makemore_pl import MLP
 from makemore_pl.parser import OPENINGS
 
 LETTERS = ["00004/C/metadata.tsv", "00004/C/tensors.tsv"]
@@ -269,7 +268,7 @@ def test_a_resumed_fit_goes_on(folder, call):
 
 
 def test_a_resumed_run_keeps_its_best(folder, call):
-    words = ["--data.num_words", 60, "--trainer.val_check_interval", 10, "--model.schedule", "constant"]
+    words = ["--data.num_words", 60, "--data.steps_per_epoch", 10, "--model.schedule", "constant"]
     status, _, first = call("fit", *words, "--model.hidden_size", 8, "--trainer.max_steps", 60, "--model.lr", 0.05)
     assert status == 0
     worse = ["--trainer.max_steps", 80, "--model.lr", 5]
@@ -306,7 +305,7 @@ def test_a_run_without_validation_is_saved_too(folder, call):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_diverged_run_says_so(optimizer, folder, call, monkeypatch):
     """The first step leaves a weight that is no number, whatever the order of a processor's sums."""
-    monkeypatch.setattr(MLP, "lr_at", lambda self, step: math.nan if step == 0 else 0.01)
+    monkeypatch.setattr("makemore_pl.model.lr_factor", lambda schedule, step, steps: math.nan if step == 0 else 0.3)
     status, out, err = call("fit", "--data.num_words", 50, *QUICK, "--model.optimizer", optimizer)
     assert (status, out) == (2, "")
     assert err.endswith("error: step 2: the loss is nan; try a smaller --model.lr, or --trainer.precision 32\n")
@@ -518,7 +517,6 @@ HUGE = "a model of these sizes would take {} GB of memory; "
         ("--trainer.gradient_clip_val", "-1", "expected 0 or more"),
         ("--trainer.limit_val_batches", "-1", "expected 0 or more"),
         ("--trainer.limit_val_batches", "1.5", "expected a share up to 1, or a whole number"),
-        ("--trainer.val_check_interval", "0.5", "expected steps; for a share of an epoch, add --trainer.check_val_eve"),
         ("--trainer.devices", "100000", "expected at most "),
         # 4 bytes for each number: nearly (27 + 600) E, 2,000 T or (30 + 1 + 27) H.
         ("--model.embedding_dim", "1000000000", HUGE.format("2.34e+03")),

@@ -8,7 +8,6 @@ import torch
 from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule, Vocabulary, memory, wordlist
-from makemore_pl.datamodule import Batches
 from makemore_pl.export import export
 from makemore_pl.wordlist import hash_words
 
@@ -144,7 +143,7 @@ def test_half_of_what_a_taught_network_expects_is_its_teachers(counted, teacher)
 def test_a_taught_run_goes_on_with_its_teacher(teacher, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["--data.num_words", 400, "--model.block_size", 2, "--model.hidden_size", 8, "--pictures", "false"]
-    quick += ["--model.schedule", "constant", "--trainer.val_check_interval", 5]
+    quick += ["--model.schedule", "constant", "--data.steps_per_epoch", 5]
     taught = ["--data.smoothing", 1, "--data.teacher", "teacher.ckpt"]
     for steps, more in [(10, taught), (5, taught), (10, ["--ckpt_path", "last"])]:
         status, _, err = call("fit", *quick, *more, "--trainer.max_steps", steps)
@@ -199,100 +198,6 @@ def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypat
 def test_a_share_of_smoothing_outside_its_range_is_refused(share):
     with pytest.raises(ValueError, match=r"smoothing is \S+: expected a share from 0 to 1"):
         NamesDataModule(smoothing=share)
-
-
-ROWS = torch.arange(10), torch.arange(10) * 2
-
-
-def epochs(batches, n):
-    return [[x.tolist() for x, _ in batches] for _ in range(n)]
-
-
-def test_without_a_seed_batches_are_slices():
-    batches = Batches(ROWS, 4)
-    assert len(batches) == 3
-    assert epochs(batches, 2) == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]] * 2
-    assert epochs(Batches(ROWS, None, seed=1), 1) == [[list(range(10))]]
-
-
-def test_every_row_comes_once_an_epoch_in_an_order_of_its_own():
-    first, second = epochs(Batches(ROWS, 4, seed=1), 2)
-    for epoch in (first, second):
-        assert sorted(row for batch in epoch for row in batch) == list(range(10))
-        assert [len(batch) for batch in epoch] == [4, 4, 2]
-    assert first != second
-    assert epochs(Batches(ROWS, 4, seed=1), 2) == [first, second]
-    assert epochs(Batches(ROWS, 4, seed=2), 1) != [first]
-
-
-def test_an_epoch_that_was_cut_short_is_followed_by_a_whole_one():
-    first, second = epochs(Batches(ROWS, 4, seed=1), 2)
-    batches = Batches(ROWS, 4, seed=1)
-    assert next(iter(batches))[0].tolist() == first[0]
-    assert epochs(batches, 1) == [second]
-
-
-def test_rows_of_all_tensors_stay_together():
-    for x, y in Batches(ROWS, 3, seed=1):
-        assert torch.equal(x * 2, y)
-
-
-def test_with_replacement_rows_repeat():
-    rows = [row for epoch in epochs(Batches(ROWS, 5, seed=1, replacement=True), 20) for batch in epoch for row in batch]
-    counts = torch.bincount(torch.tensor(rows), minlength=10)
-    assert counts.sum() == 200
-    assert counts.min() < 20 < counts.max()
-    assert not torch.equal(counts, torch.full((10,), 20))
-
-
-@pytest.mark.parametrize("stop", range(7))
-def test_batches_go_on_where_they_stopped(stop):
-    whole = [batch for epoch in epochs(Batches(ROWS, 4, seed=1), 3) for batch in epoch]
-    first, seen = Batches(ROWS, 4, seed=1), []
-    while len(seen) < stop:
-        for x, _ in first:
-            seen.append(x.tolist())
-            if len(seen) == stop:
-                break
-    second = Batches(ROWS, 4, seed=1)
-    second.load_state_dict(first.state_dict())
-    while len(seen) < 9:
-        seen += [x.tolist() for x, _ in second]
-    assert seen == whole
-
-
-def test_batches_taken_out_of_turn_are_those_that_would_have_come():
-    whole = [batch for epoch in epochs(Batches(ROWS, 3, seed=1), 2) for batch in epoch]
-    batches, seen = Batches(ROWS, 3, seed=1), []
-
-    def ahead():
-        if batches.step % 4 == 0:
-            x, y = batches.take(2)
-            assert x.shape == (2, 3)
-            assert torch.equal(x * 2, y)
-            seen.extend(x.tolist())
-
-    batches.before_batch.append(ahead)
-    for _ in range(2):
-        for x, _ in batches:
-            seen.append(x.tolist())
-    assert seen == whole
-
-
-def test_a_batch_of_all_rows_can_be_taken_many_times():
-    batches = Batches(ROWS, None)
-    next(iter(batches))
-    x, y = batches.take(5)
-    assert x.shape == y.shape == (5, 10)
-    assert batches.step == 6
-
-
-def test_all_rows_drawn_anew_differ_from_epoch_to_epoch():
-    whole = [batch for epoch in epochs(Batches(ROWS, None, seed=1, replacement=True), 6) for batch in epoch]
-    assert len({tuple(batch) for batch in whole}) == 6
-    batches = Batches(ROWS, None, seed=1, replacement=True)
-    assert batches.take(5)[0].tolist() == whole[:5]
-    assert next(iter(batches))[0].tolist() == whole[5]
 
 
 @pytest.mark.parametrize("vocabulary", [None, string.ascii_lowercase])

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 from makemore_pl import MLP, NamesDataModule, cli, sampling
-from makemore_pl.datamodule import Batches
+from makemore_pl.batches import Batches
 from makemore_pl.gradient import sgd_steps
 
 pytestmark = [
@@ -174,9 +174,9 @@ def test_a_step_does_not_wait_for_the_device(batch_size):
 def test_steps_by_hand_do_not_wait_for_the_device():
     model, batches = MLP().cuda(), loader(32)
     tensors = model.C, model.W1, model.b1, model.W2, model.b2
-    sgd_steps(*tensors, *batches.take(3), [0.1] * 3)
+    sgd_steps(*tensors, *batches.block(0, 3), [0.1] * 3)
     with no_waiting():
-        sgd_steps(*tensors, *batches.take(3), [0.1] * 3)
+        sgd_steps(*tensors, *batches.block(0, 3), [0.1] * 3)
 
 
 @pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="Triton needs a C compiler")

@@ -7,25 +7,30 @@ import time
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from makemore_pl import MLP, NamesDataModule, interruption
-from makemore_pl.checkpointing import RunFolder
+from makemore_pl.checkpointing import RunCheckpoint, RunFolder
 from makemore_pl.interruption import Interruption, ending_quietly
 
 
-def fit(folder, callback, logger=False):
+def fit(folder, *callbacks, logger=False):
     trainer = Trainer(
         accelerator="cpu",
         logger=logger,
-        callbacks=[callback],
-        enable_checkpointing=False,
+        callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(each, RunCheckpoint) for each in callbacks),
         enable_progress_bar=False,
         enable_model_summary=False,
         max_steps=50,
         default_root_dir=folder,
     )
     trainer.fit(MLP(hidden_size=8), NamesDataModule(num_words=50, batch_size=16))
+
+
+def run_checkpoint(folder):
+    last = RunCheckpoint("last")
+    last.dirpath = str(folder)
+    return last
 
 
 @pytest.mark.parametrize("logged", [True, False])
@@ -42,13 +47,14 @@ def test_a_signal_ends_a_training_after_its_step(number, logged, tmp_path, monke
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as exit:
         logger = RunFolder(tmp_path, "lightning_logs") if logged else False
-        fit(tmp_path, Interruption(ModelCheckpoint(tmp_path, "last")), logger)
+        last = run_checkpoint(tmp_path)
+        fit(tmp_path, Interruption(last), last, logger=logger)
     assert exit.value.code == 128 + number
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
     name = signal.Signals(number).name
     assert capfd.readouterr().err == (
         f"error: {name}: ended after step 10; the same command with --ckpt_path "
-        f"{'last' if logged else os.path.relpath(tmp_path / 'last.ckpt')} goes on\n"
+        f"{'last' if logged else os.path.relpath(tmp_path / 'last.ckpt')} resumes\n"
     )
     assert signal.getsignal(number) == before
 
@@ -57,21 +63,20 @@ def test_a_signal_ends_a_training_after_its_step(number, logged, tmp_path, monke
 def test_a_signal_after_the_last_step_is_not_forgotten(hook, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(MLP, hook, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(SystemExit) as exit, ending_quietly():
-        fit(tmp_path, Interruption(None))
+        fit(tmp_path, Interruption())
     assert exit.value.code == 143
-    assert capfd.readouterr().err in ("error: SIGTERM: ended after the last step\n", "")
+    assert capfd.readouterr().err in ("error: SIGTERM: ended after step 50\n", "")
 
 
 def test_what_was_never_validated_is_saved_before_the_end(tmp_path, monkeypatch, capfd):
-    class Unasked(ModelCheckpoint):  # as where there is no validation
-        on_validation_end = on_train_epoch_end = on_train_batch_end = on_train_end = lambda *_: None
-
+    monkeypatch.setattr(MLP, "validation_step", None)
     monkeypatch.setattr(MLP, "on_train_end", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    last = run_checkpoint(tmp_path)
     with pytest.raises(SystemExit) as exit, ending_quietly():
-        fit(tmp_path, Interruption(Unasked(tmp_path, "last")))
+        fit(tmp_path, Interruption(last), last)
     assert exit.value.code == 143
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 50
-    assert capfd.readouterr().err == "error: SIGTERM: ended after the last step\n"
+    assert capfd.readouterr().err.startswith("error: SIGTERM: ended after step 50; the same command")
 
 
 def test_a_run_that_fails_after_a_signal_is_not_ended_once_more(tmp_path, monkeypatch):
@@ -80,7 +85,7 @@ def test_a_run_that_fails_after_a_signal_is_not_ended_once_more(tmp_path, monkey
         raise ValueError("a mistake")
 
     monkeypatch.setattr(MLP, "training_step", fail)
-    callback = Interruption(None)
+    callback = Interruption()
     with pytest.raises(ValueError, match="a mistake"):
         fit(tmp_path, callback)
     assert callback.timer.finished.is_set()
@@ -98,7 +103,7 @@ def test_what_takes_too_long_is_given_up(tmp_path, monkeypatch, capfd):
 
     monkeypatch.setattr(MLP, "training_step", hang)
     with pytest.raises(SystemExit):
-        fit(tmp_path, Interruption(None))
+        fit(tmp_path, Interruption())
     assert ended == [143]
     assert "error: SIGTERM: the step did not end in 0.1 seconds\n" in capfd.readouterr().err
 
@@ -106,7 +111,7 @@ def test_what_takes_too_long_is_given_up(tmp_path, monkeypatch, capfd):
 def test_a_run_that_is_to_ignore_ctrl_c_does(tmp_path):
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        callback = Interruption(None)
+        callback = Interruption()
         with ending_quietly():
             fit(tmp_path, callback)
             os.kill(os.getpid(), signal.SIGINT)

@@ -515,7 +515,7 @@ def test_a_tensor_of_another_kind_is_refused(value, checkpoint):
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """A checkpoint in the middle of a step, and the forms that the command line holds it against."""
+    """A checkpoint to resume from, and the forms that the command line holds it against."""
     forms = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("unfinished"))
@@ -524,11 +524,11 @@ def unfinished(tmp_path_factory):
             patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK), *more])
             cli.main()
         found = load("lightning_logs/version_0/checkpoints/best.ckpt")
-    gradients = {name: torch.zeros_like(tensor) for name, tensor in found["state_dict"].items()}
-    return {name: value for name, value in found.items() if name != "sealed"} | {"gradients": gradients}, *forms
+    return {name: value for name, value in found.items() if name != "sealed"}, *forms
 
 
 STATE = ("optimizer_states", 0, "state")
+SCHEDULE = ("lr_schedulers", 0)
 GROUP = ("optimizer_states", 0, "param_groups", 0)
 FIT_LOOP = ("loops", "fit_loop")
 BEST = ("callbacks", 0)
@@ -558,10 +558,9 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
         (GROUP, {}, "param_groups"),
         (("optimizer_states",), [], "optimizer"),
         (("optimizer_states",), None, "optimizer"),
-        (("gradients", "W1"), torch.zeros(2, 2), "gradients"),
-        (("gradients", "W1"), None, "gradients"),
-        (("gradients", "zzz"), torch.zeros(1), "gradients"),
-        (("gradients",), [], "gradients"),
+        (GROUP + ("initial_lr",), None, "param_groups"),
+        (("validated",), None, "validated"),
+        (("validated", "val/loss"), torch.zeros(1), "validated"),
         (("loops",), None, "loops"),
         (FIT_LOOP, {}, "fit_loop"),
         (FIT_LOOP + ("epoch_progress", "current", "processed"), "1", "fit_loop"),
@@ -570,7 +569,6 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
         (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None, "fit_loop"),
         (FIT_LOOP + ("state_dict",), None, "fit_loop"),
         (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}], "combined_loader"),
-        (FIT_LOOP + ("state_dict", "combined_loader"), [], "combined_loader"),
         (("callbacks",), [], "callbacks"),
         (BEST, {"dirpath": "a", "best_k_models": 5}, "ModelCheckpoint"),
         (BEST + ("best_k_models",), 5, "ModelCheckpoint"),
@@ -580,6 +578,13 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
         (BEST + ("best_model_path",), None, "ModelCheckpoint"),
         (("global_step",), -1, "global_step"),
         (("lr_schedulers",), None, "lr_schedulers"),
+        (("lr_schedulers",), [], "lr_schedulers"),
+        (SCHEDULE + ("last_epoch",), 10**6, "lr_schedulers"),
+        (SCHEDULE + ("base_lrs",), ["fast"], "lr_schedulers"),
+        (SCHEDULE + ("base_lrs",), [0.1, 0.1], "lr_schedulers"),
+        (SCHEDULE + ("_last_lr",), torch.zeros(1), "lr_schedulers"),
+        (SCHEDULE + ("lr_lambdas",), [{"step": "x"}], "lr_schedulers"),
+        (SCHEDULE + ("step",), "not a method", "lr_schedulers"),
         (("pytorch-lightning_version",), "1.5.0", "version of Lightning"),
         (("pytorch-lightning_version",), None, "version of Lightning"),
     ],

@@ -8,7 +8,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from makemore_pl import MLP, NamesDataModule, Sampler
-from makemore_pl.datamodule import Batches
+from makemore_pl.batches import Batches
 from makemore_pl.sampling import Draw
 
 
@@ -98,6 +98,7 @@ def test_data_move_to_the_device_once(monkeypatch):
 
     class Trainer:
         global_rank, world_size = 0, 1
+        global_step, max_steps, overfit_batches, accumulate_grad_batches, num_training_batches = 0, -1, 0, 1, 10
 
         class strategy:
             root_device = torch.device("meta")

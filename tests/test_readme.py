@@ -68,7 +68,7 @@ def test_every_chapter_runs(chapter, folder, call):
     arguments = shlex.split(CHAPTERS[chapter])
     long = {"split", "hidden", "lecture"} & {Path(argument).stem for argument in arguments}
     if arguments[0] == "fit" and long:
-        arguments += ["--trainer.max_steps", "2000", "--trainer.val_check_interval", "1000"]
+        arguments += ["--trainer.max_steps", "2000", "--data.steps_per_epoch", "1000"]
     status, out, err = call(*arguments)
     assert status == 0, err
     assert len(out.split("\n")) == {"fit": 21, "predict": 51, "lr_find": 2}[arguments[0]]

@@ -72,7 +72,7 @@ def test_the_notebook_recipe_is_the_seed_run(command, tmp_path, names):
 
 def test_the_lecture_recipe_begins_as_the_lecture(call, tmp_path, monkeypatch, names):
     monkeypatch.chdir(tmp_path)
-    short = ["--trainer.max_steps", 2000, "--trainer.val_check_interval", 1000]
+    short = ["--trainer.max_steps", 2000, "--data.steps_per_epoch", 1000]
     status, _, err = call("fit", "--config", ROOT / "configs/lecture.yaml", *short)
     assert status == 0, err
     curves = scalars(tmp_path / "lightning_logs/version_0")

@@ -19,10 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from lightning.pytorch import Callback
 
 from makemore_pl import MLP, checkpointing, cli
-from makemore_pl.datamodule import Batches, NamesDataModule
+from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.loading import load
 from makemore_pl.predictions import NamesWriter
 
@@ -31,25 +30,24 @@ LAST = Path("lightning_logs", "version_0", "checkpoints", "last.ckpt")
 
 TOY = "--data.num_words 20 --model.hidden_size 8 --trainer.accelerator cpu --trainer.log_every_n_steps 3"
 TOY += " --trainer.enable_progress_bar false --trainer.max_epochs 3 --pictures false"
-BY_STEP, MINIBATCH = "--trainer.val_check_interval 4", "--data.batch_size 16"
-BY_EPOCH = "--trainer.check_val_every_n_epoch 1 --trainer.val_check_interval 1.0"
+MINIBATCH, BLOCKS = "--data.batch_size 16", "--data.batch_size 16 --data.steps_per_execution 3"
+BY_STEP = "--trainer.val_check_interval 4 --trainer.check_val_every_n_epoch null"
+SGD = "--data.replacement true --model.optimizer sgd --model.lr 0.1"
 RECIPES = {
-    "counted": BY_STEP.replace("4", "2"),
-    "counted, by epoch": BY_EPOCH,
-    "minibatch": f"{BY_STEP} {MINIBATCH}",
-    "minibatch, by epoch": f"{BY_EPOCH} {MINIBATCH}",
-    "replacement, sgd": f"{BY_STEP} {MINIBATCH} --data.replacement true --model.optimizer sgd --model.lr 0.1",
-    "accumulation": f"{BY_STEP} {MINIBATCH} --trainer.accumulate_grad_batches 3",
-    "accumulation, by epoch": f"{BY_EPOCH} {MINIBATCH} --trainer.accumulate_grad_batches 3",
-    "epochs cut short": f"{BY_STEP} {MINIBATCH} --trainer.limit_train_batches 4",
-    "half epochs": f"{MINIBATCH} --trainer.check_val_every_n_epoch 1 --trainer.val_check_interval 0.5",
+    "counted": "--data.steps_per_epoch 5",
+    "counted, in blocks": "--data.steps_per_epoch 5 --data.steps_per_execution 2",
+    "minibatch": MINIBATCH,
+    "minibatch, by step": f"{MINIBATCH} {BY_STEP}",
+    "epochs that are no passes": f"{MINIBATCH} --data.steps_per_epoch 5",
+    "blocks": BLOCKS,
+    "blocks, replacement, sgd": f"{BLOCKS} {SGD}",
+    "replacement, sgd": f"{MINIBATCH} {SGD}",
+    "accumulation": f"{MINIBATCH} --trainer.accumulate_grad_batches 3",
+    "epochs cut short": f"{MINIBATCH} --trainer.limit_train_batches 4",
+    "half epochs": f"{MINIBATCH} --trainer.val_check_interval 0.5",
 }
 REAL = "--trainer.max_steps 200 --trainer.accelerator cpu --trainer.enable_progress_bar false"
-SHORT = REAL.replace("200", "40 --trainer.val_check_interval 10 --data.num_words 2000")
-
-
-class NoFastSteps(Callback):
-    """In place of FastSteps."""
+SHORT = REAL.replace("200", "40 --data.steps_per_epoch 10 --data.num_words 2000")
 
 
 class Witness:
@@ -61,32 +59,26 @@ class Witness:
         NamesDataModule.train_dataloader = lambda data: self.watch(self.train_dataloader(data))
 
     def watch(self, loader):
-        rows, take = Batches._rows.__get__(loader), Batches.take.__get__(loader)
+        batch, block = loader.batch, loader.block
 
-        def kill(batches):
-            if self.kill_at is not None and loader.step <= self.kill_at < loader.step + batches:
+        def note(first, batches):
+            if self.kill_at is not None and first <= self.kill_at < first + len(batches):
                 os.kill(os.getpid(), signal.SIGKILL)
-
-        def note(begin, batches):
             with self.path.open("a") as file:
-                for step, batch in enumerate(batches, begin):
-                    file.write(f"{step} {hashlib.sha256(batch.numpy().tobytes()).hexdigest()[:16]}\n")
+                for number, X in enumerate(batches, first):
+                    file.write(f"{number} {hashlib.sha256(X.numpy().tobytes()).hexdigest()[:16]}\n")
 
-        def watched_rows(batches=1):
-            kill(batches)
-            begin, index = loader.step, rows(batches)
-            seen = index if isinstance(index, torch.Tensor) else torch.arange(loader.rows)[index]
-            note(begin, seen.split(loader.batch_size))
-            return index
+        def watched_batch(number):
+            found = batch(number)
+            note(number, found[:1])
+            return found
 
-        def watched_take(batches):
-            if len(loader) > 1 or loader.seed is not None:
-                return take(batches)  # asks for the rows
-            kill(batches)
-            note(loader.step, [torch.arange(loader.rows)] * batches)
-            return take(batches)
+        def watched_block(first, size):
+            found = block(first, size)
+            note(first, found[0])
+            return found
 
-        loader._rows, loader.take = watched_rows, watched_take
+        loader.batch, loader.block = watched_batch, watched_block
         return loader
 
 
@@ -117,10 +109,8 @@ def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def fit(flags, fast=True, kill_at=None, resume=False):
+def fit(flags, kill_at=None, resume=False):
     Witness(Path("batches"), kill_at)
-    if not fast:
-        cli.FastSteps = NoFastSteps
     sys.argv = ["makemore_pl", "fit", *flags.split(), *(["--ckpt_path", "last"] if resume else [])]
     cli.main()
 
@@ -141,7 +131,7 @@ def flat(state, path=""):
 
 
 def digest(path):
-    """SHA-256 over parameters, optimizer, counters, best scores and the loader's place."""
+    """SHA-256 over parameters, optimizer, schedule, counters and best scores."""
     lines = flat(torch.load(path, weights_only=True))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -154,12 +144,14 @@ def batches(folder):
 
 def completed(folder):
     """The batches that a run had taken when it was saved."""
-    loop = torch.load(folder / LAST, weights_only=True)["loops"]["fit_loop"]
-    return loop["epoch_loop.batch_progress"]["total"]["completed"]
+    checkpoint = torch.load(folder / LAST, weights_only=True)
+    if checkpoint["datamodule_hyper_parameters"]["steps_per_execution"] > 1:
+        return checkpoint["global_step"]
+    return checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]["completed"]
 
 
 def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("inf")):
-    """Kills toy runs of three epochs at every step, with and without fast steps."""
+    """Kills toy runs of three epochs at every step."""
     counts = {
         "steps not tried for want of time": 0,
         "runs killed": 0,
@@ -168,27 +160,25 @@ def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("in
     }
     points = []
     for recipe in recipes:
-        for fast in (False, True):
-            flags = f"{TOY} {RECIPES[recipe]}"
-            name = root / f"{recipe} {fast}".replace(" ", "_").replace(",", "")
-            assert wait(forked(fit, name / "whole", flags, fast)[0]) == 0, (name / "whole" / "log").read_text()
-            whole, expected = digest(name / "whole" / LAST), batches(name / "whole")
-            steps = [int(line.split()[0]) for line in expected]  # not all in a row where epochs are cut short
-            assert len(steps) == completed(name / "whole")
-            points += [(name / str(step), flags, fast, step, whole, expected) for step in steps[::every]]
+        flags, name = f"{TOY} {RECIPES[recipe]}", root / recipe.replace(" ", "_").replace(",", "")
+        assert wait(forked(fit, name / "whole", flags)[0]) == 0, (name / "whole" / "log").read_text()
+        whole, expected = digest(name / "whole" / LAST), batches(name / "whole")
+        numbers = [int(line.split()[0]) for line in expected]
+        assert numbers == list(range(completed(name / "whole")))
+        points += [(name / str(number), flags, number, whole, expected) for number in numbers[::every]]
     random.shuffle(points)  # should time run short, all recipes have their share
-    for folder, flags, fast, step, whole, expected in points:
+    for folder, flags, number, whole, expected in points:
         if time.monotonic() > deadline:
             counts["steps not tried for want of time"] += 1
             continue
-        assert wait(forked(fit, folder, flags, fast, step)[0]) == -signal.SIGKILL
+        assert wait(forked(fit, folder, flags, number)[0]) == -signal.SIGKILL
         before, begin, saved = len(batches(folder)), 0, (folder / LAST).exists()
         if saved:
             begin = completed(folder)
         else:
             shutil.rmtree(folder)
             before = 0
-        status = wait(forked(fit, folder, flags, fast, None, saved)[0])
+        status = wait(forked(fit, folder, flags, None, saved)[0])
         over = status == 2 and "this run is finished" in (folder / "log").read_text()
         assert status == 0 or over, (folder / "log").read_text()
         counts["runs killed"] += 1
@@ -218,7 +208,7 @@ def kill_at_random_times(root, number, flags, deadline=float("inf")):
         saved = (folder / LAST).exists() or (folder / LAST).with_name("best.ckpt").exists()
         if not saved:
             shutil.rmtree(folder)
-        status = wait(forked(fit, folder, flags, True, None, saved)[0])
+        status = wait(forked(fit, folder, flags, None, saved)[0])
         assert status == 0 or "this run is finished" in (folder / "log").read_text(), (folder / "log").read_text()
         counts["other final state"] += digest(folder / LAST) != whole
         shutil.rmtree(folder)
@@ -227,7 +217,6 @@ def kill_at_random_times(root, number, flags, deadline=float("inf")):
 
 SPOTS = {
     "a step": (MLP, "training_step", 10),
-    "fast steps": (MLP, "train_on", 2),
     "a validation": (MLP, "validation_step", 2),
     "a save": (checkpointing, "write_whole", 3),
     "the last words": (MLP, "sample", 1),
@@ -237,9 +226,10 @@ SPOTS = {
 """Where a signal may come in: something that is called, and which of its calls takes its time."""
 
 OTHER_SPOTS = {
-    "counted": {"a step": 1, "fast steps": 1},  # of three steps
+    "counted": {"a step": 7},
     "accumulation": {"a step": 10},  # with the gradients of one batch of three
-    "minibatch, by epoch": {"a step": 5},
+    "minibatch, by step": {"a step": 5},
+    "blocks": {"a step": 3},
 }
 """The same in other recipes, and which of the calls."""
 
@@ -297,7 +287,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
             if spot == "reading the list":
                 assert not (folder / LAST).exists()
             elif spot != "sampling":
-                status, log = wait(forked(fit, folder, flags[recipe], True, None, True)[0]), folder / "log"
+                status, log = wait(forked(fit, folder, flags[recipe], None, True)[0]), folder / "log"
                 assert status == 0 or "this run is finished" in log.read_text(), log.read_text()
                 counts["other final state"] += digest(folder / LAST) != whole[recipe]
     if "a validation" in spots:
@@ -305,7 +295,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
             folder = root / f"twice_{number}"
             send(folder, "minibatch", "a validation", number, times=2)
             counts["second not at once"] += ": ended at once" not in (folder / "log").read_text()
-            assert wait(forked(fit, folder, flags["minibatch"], True, None, True)[0]) == 0
+            assert wait(forked(fit, folder, flags["minibatch"], None, True)[0]) == 0
             counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
     return counts
 
@@ -397,12 +387,14 @@ def main():
         assert wait(forked(fit, one, f"{TOY} {RECIPES['minibatch']}")[0]) == 0, (one / "log").read_text()
         checkpoint, temporaries = one / LAST, [str(root), *elsewhere]
         if options.share:
-            few = "counted", "minibatch, by epoch", "accumulation", "epochs cut short"
+            few = "counted", "blocks", "minibatch, by step", "accumulation", "epochs cut short"
             parts = {
                 "mutations of a checkpoint": lambda: hurt_files(root, 300, checkpoint),
                 "kill -9 during saves": lambda: kill_during_saves(root / "saves", 20, checkpoint, temporaries),
-                "signals": lambda: interrupt(root / "signals", ("a step", "fast steps", "a validation", "a save")),
-                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=7),
+                "signals": lambda: interrupt(
+                    root / "signals", ("a step", "a validation", "a save"), {"blocks": {"a step": 3}}
+                ),
+                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=6),
                 "kill -9 at random times": lambda: kill_at_random_times(root / "random", 2, SHORT),
             }
         else:

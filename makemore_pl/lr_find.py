@@ -1,0 +1,131 @@
+"""The lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.figures import draw_learning_rates
+from makemore_pl.model import MLP
+from makemore_pl.threads import choose_threads, products
+
+LOWEST, HIGHEST = 0.001, 1.0
+"""The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
+
+POINTS = 100
+"""The raw losses are averaged to so many points, which takes most of the noise of minibatches."""
+
+Found = tuple[float, float, float]
+"""A learning rate to take, and the lowest and highest that look good."""
+
+
+def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int | None = None) -> Found:
+    """Looks for a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
+
+    The curve goes to TensorBoard and to lr_find.png in the folder of the run. The model is left as the last step
+    left it.
+
+    Args:
+        trainer: says on which device, in which precision, and where the curve goes; it trains nothing.
+        model: as it is before training.
+        data: what it is to be trained on.
+        num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
+
+    Returns:
+        The suggestion, and the lowest and highest that look good.
+
+    Raises:
+        ValueError: if there are fewer than two steps or more than a million, several devices, or the loss never falls.
+    """
+    if num_steps is None:
+        num_steps = 200 if data.takes_all else 1000
+    if not 2 <= num_steps <= 10**6:
+        raise ValueError(f"num_steps is {num_steps}: expected 2 to 1,000,000")
+    if trainer.world_size > 1:
+        raise ValueError("lr_find runs on one device: leave out --trainer.devices, --trainer.num_nodes, .strategy")
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)  # before anything can be lost
+    lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
+    losses = take_steps(trainer, model, data, lrs)
+    found = valley(lrs, losses)
+    figure = draw_learning_rates(lrs, losses, *found)
+    figure.savefig(folder / "lr_find.png")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        trainer.logger.experiment.add_figure("lr_find", figure)
+        trainer.logger.experiment.close()
+    return found
+
+
+def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequence[float]) -> list[float]:
+    """Takes a step at each learning rate, and gives the loss before each."""
+    data.trainer = trainer
+    data.setup("fit")
+    trainer.precision_plugin.convert_module(model.to(trainer.strategy.root_device))
+    batches, optimizer, losses = data.train_dataloader(), model.make_optimizer(), []
+    choose_threads(products(batches, model))
+    for step, lr in enumerate(lrs):
+        X, Y = trainer.precision_plugin.convert_input(batches.batch(step))
+        with trainer.precision_plugin.forward_context():
+            loss = model.loss(model(X), Y)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def valley(lrs: Sequence[float], losses: Sequence[float]) -> Found:
+    """Finds the learning rates where the loss has fallen far and still falls.
+
+    The valley is the longest fall of the loss over the logarithm of the learning rate: the longest sequence of points
+    each below the one before, others between them left out. Its last third is good, the middle of that the suggestion.
+
+    Args:
+        lrs: learning rates, equally far apart in their logarithm.
+        losses: the loss at each; from the first that is no finite number on, they do not count.
+
+    Returns:
+        The suggestion, and the lowest and highest that are good.
+
+    Raises:
+        ValueError: if the loss never falls.
+    """
+    end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    size = max(1, len(losses) // POINTS)
+    points = [
+        (_mean([math.log(lr) for lr in lrs[start : start + size]]), _mean(losses[start : start + size]))
+        for start in range(0, end - size + 1, size)
+    ]
+    if not points:
+        raise ValueError("no step had a finite loss; try a smaller model, or --trainer.precision 32")
+    fall = longest_fall([loss for _, loss in points])
+    if len(fall) < 2:
+        raise ValueError("the loss did not fall at any learning rate from 0.001 to 1")
+    first, last = points[fall[0]][0], points[fall[-1]][0]
+    low, middle, high = (math.exp(first + (last - first) * share) for share in (2 / 3, 5 / 6, 1))
+    return middle, low, high
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def longest_fall(values: Sequence[float]) -> list[int]:
+    """Returns the places of the longest strictly falling subsequence."""
+    lowest: list[float] = []  # for each length, minus the highest value that such a fall may end with
+    ends: list[int] = []  # where that value is
+    before: list[int] = []  # of each place, the one before it in its fall
+    for i, value in enumerate(values):
+        length = bisect_left(lowest, -value)
+        before.append(ends[length - 1] if length else -1)
+        lowest[length : length + 1], ends[length : length + 1] = [-value], [i]
+    fall = ends[-1:]
+    while fall and before[fall[-1]] >= 0:
+        fall.append(before[fall[-1]])
+    return fall[::-1]
