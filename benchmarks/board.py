@@ -10,8 +10,9 @@ from pathlib import Path
 
 from run import fit_loop_clock
 
-from makemore_pl import cli, figures
-from makemore_pl.board import Board
+from makemore_pl.commands import cli
+from makemore_pl.pictures import figures
+from makemore_pl.pictures.board import Board
 
 ITEMS = (
     "draw_letters",

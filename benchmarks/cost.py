@@ -9,7 +9,8 @@ import torch
 from matplotlib.figure import Figure
 from peers import seconds
 
-from makemore_pl import MLP, NamesDataModule, cli
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.commands.process import keep_freed_memory
 from makemore_pl.windows import count_words
 
 LENGTHS = [300, 1000, 3000, 10_000, 32_033]
@@ -31,7 +32,7 @@ def step_seconds(words, vocabulary, block_size):
 
 
 def main():
-    cli.keep_freed_memory()
+    keep_freed_memory()
     data = NamesDataModule()
     words = random.Random(0).sample(data.words, len(data.words))
     rows = [

@@ -19,7 +19,7 @@ from lightning.pytorch import trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from peers import seconds
 
-from makemore_pl import cli
+from makemore_pl.commands import cli
 
 ROUNDS = 3
 WORKLOADS = {  # flags and steps, the latter for a few seconds each

@@ -19,7 +19,8 @@ import peers
 import torch
 from run import CONFIGS, HERE, LOOP_STEPS, fit, machine
 
-from makemore_pl import MLP, cli
+from makemore_pl import MLP
+from makemore_pl.commands import cli
 
 GPU = ["--trainer.accelerator", "gpu", "--trainer.devices", "1"]
 FULL_STEPS = cli.TRAINER_DEFAULTS["max_steps"]

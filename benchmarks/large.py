@@ -10,11 +10,12 @@ from pathlib import Path
 
 from run import fit
 
-from makemore_pl import NamesDataModule, cli
+from makemore_pl import NamesDataModule
+from makemore_pl.commands.process import keep_freed_memory
 
 
 def main():
-    cli.keep_freed_memory()
+    keep_freed_memory()
     path, clock = sys.argv[1], time.perf_counter
     data = NamesDataModule(path)
     marks = [clock()]

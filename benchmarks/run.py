@@ -25,7 +25,9 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from peers import seconds
 
 import makemore_pl
-from makemore_pl import MLP, NamesDataModule, Sampler, cli
+from makemore_pl import MLP, NamesDataModule, Sampler
+from makemore_pl.commands import cli
+from makemore_pl.commands.process import keep_freed_memory
 from makemore_pl.sampling import Draw
 from makemore_pl.windows import align_counts, build_windows
 
@@ -66,7 +68,7 @@ def fit(folder, *arguments):
 
 def validation_loss(checkpoint):
     callbacks = torch.load(checkpoint, weights_only=True)["callbacks"]
-    return next(float(state["best_model_score"]) for name, state in callbacks.items() if "val/loss" in name)
+    return float(callbacks["RunCheckpoint best"]["best_model_score"])
 
 
 def measured(work, peer, ours, at_least, aim, rounds=5):
@@ -305,7 +307,7 @@ def main():
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     parts = [options.only] if options.only else parts
-    cli.keep_freed_memory()  # as the command line does
+    keep_freed_memory()  # as the command line does
 
     rows, found, peer = [], {"machine": machine()}, Peer()
     print("| work | peer | ours | ratio | spread | at least | aim |\n|---|---|---|---|---|---|---|", flush=True)

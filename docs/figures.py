@@ -8,8 +8,9 @@ from pathlib import Path
 
 import torch
 
-from makemore_pl import MLP, NamesDataModule, figures
-from makemore_pl.board import frequent_contexts
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.pictures import figures
+from makemore_pl.pictures.board import frequent_contexts
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
     # Threads that wait for each other sleep, and leave the core to other work; torch looks for it when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from makemore_pl import cli
+    from makemore_pl.commands import cli
 
     signal.signal(signal.SIGINT, before)
     cli.main()

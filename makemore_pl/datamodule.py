@@ -1,4 +1,7 @@
-"""A word list -> batches: reads it, holds its windows as tensors on the device, hands them out."""
+"""A word list -> batches: reads it, holds its windows as tensors on the device, hands them out.
+
+Over 300 lines: a third of it documents the options.
+"""
 
 import math
 from collections import Counter
@@ -13,16 +16,14 @@ from torch import Tensor
 from torch.distributed import all_gather_object
 
 from makemore_pl.batches import Batches
+from makemore_pl.checkpoint import make, read, refuse_url
 from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
-from makemore_pl.loading import make, read, refuse_url
 from makemore_pl.memory import require_memory
-from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.sampling import NextLogits, Sampler
-from makemore_pl.shipped import shipped
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import add_counts, build_windows, count_words
-from makemore_pl.wordlist import Normalization, hash_words, read_pieces, read_words, split_words
+from makemore_pl.wordlist import Normalization, hash_words, read_pieces, read_words, shipped, split_words
 
 FULL_STEPS = 25
 """Updates in an epoch where each takes all windows: a pass over them is no more than one update."""
@@ -55,7 +56,9 @@ def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
     """
     theirs = read(path).get("datamodule_hyper_parameters", {})
     if STREAM in (theirs.get("path"), ours["path"]):
-        raise ValueError(f"{path}: nobody knows whether it was trained on these words: name a file, no stream")
+        raise ValueError(
+            f"{path}: cannot verify that it was trained on the same split: a word list came from stdin; pass a file"
+        )
     for name in SPLIT:
         if theirs.get(name) != ours[name]:
             raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
@@ -78,7 +81,7 @@ class NamesDataModule(LightningDataModule):
     Args:
         path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if left out.
         normalization: the Unicode form that words are put into, so that letters which look the same are the same:
-            `NFC` has é as one character, `NFD` as two (and Korean in letters); `none` leaves words as they are.
+            `NFC` has é as one character; `none` leaves words as they are.
         max_word_length: characters that a word may have.
         num_words: use the first so many words of the list; all if left out.
         vocabulary: the characters, sorted, in one string; those of the list if left out.
@@ -160,6 +163,7 @@ class NamesDataModule(LightningDataModule):
         self.save_hyperparameters(logger=False)
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
         self.counts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.teacher: NextLogits | None = None
         self.changed: Counter[str] = Counter()  # what of the list was not taken as it stands
         if self.in_pieces and self.is_stream:
             raise ValueError(f"{self.source}: a list in pieces is read more than once, so it must be a file")
@@ -282,28 +286,31 @@ class NamesDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}
 
-    @cached_property
-    def teacher(self) -> MLP | None:
-        """The network to learn from, if there is one.
+    def learn_from(self, teacher: NextLogits, vocabulary: Vocabulary, block_size: int) -> None:
+        """Hands in the network of the checkpoint that `teacher` names, before the data is set up.
+
+        Args:
+            teacher: contexts (B, T) int64 -> logits (B, V).
+            vocabulary: of its V tokens.
+            block_size: T.
 
         Raises:
-            ValueError: if it is none that can teach here.
-            OSError: if it cannot be read.
+            ValueError: if its characters, its block size or the words it was trained on are not those of this data.
         """
-        path, ours = self.hparams["teacher"], {**self.hparams, "vocabulary": self.vocabulary.characters}
-        if path is None:
-            return None
-        teacher = MLP.load_from_checkpoint(path, "cpu")
-        for name in ("vocabulary", "block_size"):
-            if (theirs := teacher.hparams[name]) != ours[name]:
-                raise ValueError(f"teacher {path}: its {name} is {theirs!r}, and here it is {ours[name]!r}")
+        path = self.hparams["teacher"]
+        found = {"vocabulary": vocabulary.characters, "block_size": block_size}
+        for name, ours in [("vocabulary", self.vocabulary.characters), ("block_size", self.hparams["block_size"])]:
+            if found[name] != ours:
+                raise ValueError(f"teacher {path}: its {name} is {found[name]!r}, and that of the data {ours!r}")
         require_same_split(path, self.hparams)
-        return teacher
+        self.teacher = teacher
 
     def _expect(self, X: Tensor) -> Tensor:
-        """The probabilities (N, V) of what comes after contexts (N, T), as counting and a teacher expect it."""
+        """Computes the probabilities (N, V) of what comes after contexts (N, T), by counting and a teacher."""
         expected: NextLogits = NGram(*self.counts["train"])
-        if self.teacher is not None:
+        if (path := self.hparams["teacher"]) is not None:
+            if self.teacher is None:
+                raise ValueError(f"teacher {path}: load its network and hand it in with learn_from")
             expected = Mixture(self.teacher, expected, 0.5)
         with torch.no_grad():
             return torch.cat([expected(x).exp() for x in torch.split(X, CONTEXTS_AT_ONCE)])

@@ -1,6 +1,9 @@
 """The neural probabilistic language model of Bengio et al. 2003, as in makemore part 2.
 
 Shapes: B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
+
+Over 300 lines: Lightning wants the hooks of training, evaluation, sampling and checkpoints in one class. The lecture is
+in `__init__`, `forward`, `hidden` and `loss`.
 """
 
 import math
@@ -16,11 +19,10 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
+from makemore_pl.checkpoint import make, read, require_tensors
 from makemore_pl.gradient import sgd_steps, tanh
-from makemore_pl.loading import make, read, require_tensors
 from makemore_pl.memory import require_memory
-from makemore_pl.sampling import Draw, Sampler
-from makemore_pl.scoring import score_words
+from makemore_pl.sampling import Draw, Sampler, score_words
 from makemore_pl.vocabulary import Vocabulary
 
 Init = Literal["lecture", "scaled"]

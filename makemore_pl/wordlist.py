@@ -27,11 +27,17 @@ CONTROLS = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n\r")))
 MISPLACED = re.compile(rb"[%b]|\r(?!\n)|\xc2[\x80-\x84\x86-\x9f]" % re.escape(CONTROLS))
 """The same in UTF-8, with a carriage return that ends no line and the controls above ASCII, but for U+0085."""
 
-Normalization = Literal["NFC", "NFD", "none"]
-"""The Unicode form of words: é in one character, in two, or as it comes."""
+Normalization = Literal["NFC", "none"]
+"""The Unicode form of words: é as one character, or as it is in the file."""
 
 Split = tuple[list[str], list[str], list[str]]
 """The words of train, validation and test."""
+
+
+def shipped(name: str) -> Path:
+    """Finds a file or folder that comes with the package: inside an installed one, beside it in a checkout."""
+    inside = Path(__file__).with_name(name)
+    return inside if inside.exists() else inside.parent.with_name(name)
 
 
 class Mistake(Exception):
@@ -122,7 +128,7 @@ def read_pieces(
                     offset = file.tell()
                 number += 1
     except OSError as error:
-        fetched = "; nothing is fetched, so download it" if re.match(r"\w[\w:]+:/", str(path)) else ""
+        fetched = "; nothing is downloaded: download it and name the file" if re.match(r"\w[\w:]+:/", str(path)) else ""
         raise ValueError(f"{path}: cannot read this word list ({error.strerror}{fetched})") from None
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from makemore_pl import cli
+from makemore_pl.commands import cli
 
 ROOT = Path(__file__).parent.parent
 

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from makemore_pl import MLP, NamesDataModule, Sampler
-from makemore_pl.watchdog import Watchdog
+from makemore_pl.durable.watchdog import Watchdog
 
 CASES = [
     *[(name, whom) for name in ("SIGKILL", "SIGTERM", "SIGINT") for whom in ("0", "1", "all", "launcher")],

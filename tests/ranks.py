@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.predictions import NamesWriter, Request
+from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.sampling import CHUNK
 
 MODEL = {"hidden_size": 17, "embedding_dim": 5}

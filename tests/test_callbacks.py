@@ -11,8 +11,9 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule, callbacks, model
-from makemore_pl.callbacks import Progress, StopNotFinite
+from makemore_pl import MLP, NamesDataModule, model
+from makemore_pl.commands import callbacks
+from makemore_pl.commands.callbacks import Progress, StopNotFinite
 
 
 class Record(Callback):

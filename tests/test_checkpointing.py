@@ -16,9 +16,10 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 
-from makemore_pl import MLP, checkpointing
-from makemore_pl.checkpointing import RunFolder, WholeCheckpoints, lock
-from makemore_pl.loading import BrokenCheckpointError, load
+from makemore_pl import MLP
+from makemore_pl.checkpoint import BrokenCheckpointError, load
+from makemore_pl.durable import checkpoints as checkpointing
+from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints, lock
 
 # Files.
 
@@ -137,7 +138,7 @@ def test_a_checkpoint_without_an_optimizer_goes_nowhere(checkpoint, call, monkey
     monkeypatch.chdir(tmp_path)
     status, _, err = call("fit", "--ckpt_path", "one.ckpt")
     assert status == 2
-    assert err.endswith("error: one.ckpt: this checkpoint has no optimizer state to go on with\n")
+    assert err.endswith("error: one.ckpt: this checkpoint has no optimizer state to resume with\n")
 
 
 # The newest may be broken.
@@ -192,13 +193,13 @@ def test_what_is_broken_gives_way_to_the_one_before(runs, call):
     ]:
         break_(broken)
         warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum is another; "
-        lines.append(f"{warning}taking {instead}, step {step}, in its place")
+        lines.append(f"{warning}taking {instead}, step {step}, instead")
         status, _, err = call("predict", "--ckpt_path", "last")
         assert (status, err.splitlines()) == (0, [lines[-1], f"checkpoint: {instead}"])
     status, _, err = call("fit", "--ckpt_path", "last", *on)
     assert status == 0
     assert lines[-1] in err
-    assert f"going on from {older / 'best.ckpt'}, step 2\n" in err
+    assert f"resuming {older / 'best.ckpt'}, step 2\n" in err
     assert load(older / "last.ckpt")["global_step"] == 6
     assert call("predict", "--ckpt_path", newer / "last.ckpt")[0] == 2  # who names a file gets no other
 
@@ -219,7 +220,7 @@ def test_a_finished_run_says_so(limit, call, tmp_path, monkeypatch):
     quick = "--data.num_words", 50, "--model.hidden_size", 8, "--data.steps_per_epoch", 2, f"--trainer.{name}", value
     assert call("fit", *quick)[0] == 0
     status, _, err = call("fit", "--ckpt_path", "last", f"--trainer.{name}", value)
-    finished = f"{RUN / 'last.ckpt'}: this run is finished, at step 4; give a larger --trainer.{name} to go on"
+    finished = f"{RUN / 'last.ckpt'}: this run is finished, at step 4; to resume it, raise --trainer.{name}"
     assert (status, err) == (2, f"error: {finished}\n")
 
 

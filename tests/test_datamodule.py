@@ -8,7 +8,7 @@ import torch
 from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule, Vocabulary, memory, wordlist
-from makemore_pl.export import export
+from makemore_pl.commands.export import export
 from makemore_pl.wordlist import hash_words
 
 
@@ -124,6 +124,9 @@ def teacher(tmp_path):
 def test_half_of_what_a_taught_network_expects_is_its_teachers(counted, teacher):
     path, tensors = teacher
     data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, teacher=str(path), block_size=2)
+    with pytest.raises(ValueError, match=r"teacher .*teacher.ckpt: load its network and hand it in with learn_from"):
+        data.setup("fit")
+    hand_in(data)
     data.setup("fit")
     plain = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, block_size=2)
     plain.setup("fit")
@@ -160,24 +163,30 @@ def test_a_taught_run_goes_on_with_its_teacher(teacher, call, tmp_path, monkeypa
     assert call("predict")[0] == 0
 
 
+def hand_in(data):
+    """As the command line does."""
+    network = MLP.load_from_checkpoint(data.hparams["teacher"])
+    data.learn_from(network, network.vocabulary, network.block_size)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"smoothing": 0.0}, "smoothing is 0: expected more than 0 where there is a teacher"),
-        ({"block_size": 3}, "its block_size is 2, and here it is 3"),
-        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', and here it is 'A"),
+        ({"block_size": 3}, "its block_size is 2, and that of the data 3"),
+        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', and that of the data 'A"),
         ({"num_words": 300}, "trained on other words: its num_words is 400, not 300"),
         ({"split_seed": 1}, "trained on other words: its split_seed is 42, not 1"),
-        ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: this is an address, and nothing is fetched"),
+        ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: is a URL, and nothing is downloaded"),
         ({"teacher": __file__}, "cannot read this checkpoint"),
-        ({"path": "-"}, "nobody knows whether it was trained on these words"),
+        ({"path": "-"}, "cannot verify that it was trained on the same split: a word list came from stdin"),
     ],
 )
 def test_who_cannot_teach_is_refused(options, message, teacher, names, monkeypatch):
     fitting = {"num_words": 400, "block_size": 2, "smoothing": 0.5, "teacher": str(teacher[0])}
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(names[:400]).encode())))
     with pytest.raises(ValueError, match=message):
-        NamesDataModule(**fitting | options).setup("fit")
+        hand_in(NamesDataModule(**fitting | options))
 
 
 def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypatch):
@@ -186,7 +195,7 @@ def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypat
     for flags, message in [
         (["gone.ckpt", "--data.smoothing", 1], f"{tmp_path / 'gone.ckpt'}: no such file or directory"),
         (["teacher.ckpt"], "--data.smoothing 0: expected more than 0 where there is a teacher (null for none)"),
-        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, and here it is 3"),
+        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, and that of the data 3"),
     ]:
         status, out, err = call("fit", *few, *flags)
         assert (status, out) == (2, "")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from makemore_pl import MLP
-from makemore_pl.ensemble import average
+from makemore_pl.commands.ensemble import average
 
 
 def networks(*sizes, **others):
@@ -62,7 +62,7 @@ def test_a_checkpoint_of_the_average_is_tested_like_any(tmp_path, call, monkeypa
     assert call("predict", "--ckpt_path", "both.ckpt", "--sample.num_names", 3)[0] == 0
     status, _, err = call("fit", "--ckpt_path", "both.ckpt")
     assert status == 2
-    assert err == "error: both.ckpt: this checkpoint has no optimizer state to go on with\n"
+    assert err == "error: both.ckpt: this checkpoint has no optimizer state to resume with\n"
 
     # Words that one of them was trained on would pass for unseen ones.
     status, _, err = call("fit", *quick, "--data.split_seed", 7)

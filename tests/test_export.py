@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 
 from makemore_pl import MLP, Vocabulary
-from makemore_pl.export import export
+from makemore_pl.commands.export import export
 
 ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u2028z", "<!--", "Łódź\u0301"]
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
@@ -481,6 +481,6 @@ def test_the_page_may_not_connect_to_anything(model, visit):
 
 
 def test_the_template_names_no_other_place():
-    template = (ROOT / "makemore_pl/playground.html").read_text(encoding="utf-8")
+    template = (ROOT / "makemore_pl/pictures/playground.html").read_text(encoding="utf-8")
     assert set(re.findall(r"https?://[^'\" ]*", template)) == {"http://www.w3.org/2000/svg"}
     assert template.count("{{model}}") == 1

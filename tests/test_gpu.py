@@ -3,7 +3,6 @@
 import csv
 import itertools
 import re
-import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +11,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from makemore_pl import MLP, NamesDataModule, cli, sampling
+from makemore_pl import MLP, NamesDataModule, sampling
 from makemore_pl.batches import Batches
+from makemore_pl.commands import cli
 from makemore_pl.gradient import sgd_steps
 
 pytestmark = [
@@ -177,14 +177,6 @@ def test_steps_by_hand_do_not_wait_for_the_device():
     sgd_steps(*tensors, *batches.block(0, 3), [0.1] * 3)
     with no_waiting():
         sgd_steps(*tensors, *batches.block(0, 3), [0.1] * 3)
-
-
-@pytest.mark.skipif(not (shutil.which("gcc") or shutil.which("clang")), reason="Triton needs a C compiler")
-def test_a_compiled_network_learns_as_well(command, loss_of):
-    """In a process of its own, since what torch.compile keeps would stay; the slowest test here."""
-    result = command("fit", *QUICK, *ON["gpu"], "--compile", "reduce-overhead", cwd=".")
-    assert result.returncode == 0, result.stderr
-    assert loss_of(weights()) == pytest.approx(QUICK_LOSS, abs=0.01)
 
 
 @two_gpus

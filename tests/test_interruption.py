@@ -8,9 +8,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from makemore_pl import MLP, NamesDataModule, interruption
-from makemore_pl.checkpointing import RunCheckpoint, RunFolder
-from makemore_pl.interruption import Interruption, ending_quietly
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.durable import interruption
+from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
+from makemore_pl.durable.interruption import Interruption, ending_quietly
 
 
 def fit(folder, *callbacks, logger=False):

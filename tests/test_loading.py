@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
 
-from makemore_pl import MLP, NamesDataModule, cli
-from makemore_pl.loading import BrokenCheckpointError, check, check_resume, load
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.checkpoint import BrokenCheckpointError, check, check_resume, load
+from makemore_pl.commands import cli, resume
 
 QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
 
@@ -152,13 +153,13 @@ def test_nothing_is_fetched(scheme, folder, call, monkeypatch):
     for command in COMMANDS if scheme == "http" else COMMANDS[:1]:
         status, out, err = call(*command, "--ckpt_path", url)
         assert (status, out) == (2, "")
-        assert err == f"error: {url}: this is an address, and nothing is fetched; download it and name the file\n"
-    with pytest.raises(ValueError, match="nothing is fetched"):
+        assert err == f"error: {url}: is a URL, and nothing is downloaded; download it and name the file\n"
+    with pytest.raises(ValueError, match="nothing is downloaded"):
         MLP.load_from_checkpoint(url)
     for flag in ("--config", "--data.path"):
         status, out, err = call("fit", flag, url)
         assert (status, out, err.count("\n")) == (2, "", 1)
-        assert "nothing is fetched" in err
+        assert "nothing is downloaded" in err
     assert asked == []
 
 
@@ -180,7 +181,7 @@ LAMBDA = "trainer: {callbacks: {class_path: lightning.pytorch.callbacks.LambdaCa
         LAMBDA % "evil.run",
         LAMBDA % "os.mkdir",
         LAMBDA % "torch.hub.load",
-        LAMBDA % "makemore_pl.cli.os.mkdir",
+        LAMBDA % "makemore_pl.commands.cli.os.mkdir",
         LAMBDA % "lightning.pytorch.callbacks.model_checkpoint.shutil.rmtree",
         LAMBDA % "{class_path: torch.jit.CompilationUnit, init_args: {lang: x}}",
         "trainer: {logger: {class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: x, "
@@ -217,7 +218,7 @@ def test_a_module_that_the_command_line_trusts_may_be_named(folder, call, monkey
     (folder / "mine.yaml").write_text("trainer: {callbacks: {class_path: mine.Mine}}")
     status, _, err = call("fit", "--config", "mine.yaml", *QUICK)
     assert status == 2
-    assert err == "error: mine.Mine: a config cannot have that imported; if you trust it, --trust mine\n"
+    assert err == "error: mine.Mine: configs may not import it; if you trust it, add --trust mine\n"
     status, out, err = call("fit", "--config", "mine.yaml", "--trust", "mine", *QUICK)
     assert status == 0, err
     assert out.startswith("mine was here\n")
@@ -228,17 +229,17 @@ UNFOLDING = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in
 
 
 # From 6.0.4 on, PyYAML has a limit of its own to brackets, and reads them ahead of ours.
-TOO_DEEP = "more than a hundred lists or groups|exceeded maximum nesting depth"
+TOO_DEEP = "more than a hundred nested lists or groups|exceeded maximum nesting depth"
 
 
 @pytest.mark.parametrize(
     ("config", "what"),
     [
-        ("a0: &a0 [1]\n" + UNFOLDING + "trainer: {callbacks: *a9}", r"aliases \(\*name\) are not taken"),
-        ("trainer: {callbacks: &a [*a]}", r"aliases \(\*name\) are not taken"),
+        ("a0: &a0 [1]\n" + UNFOLDING + "trainer: {callbacks: *a9}", r"aliases \(\*name\) are not supported"),
+        ("trainer: {callbacks: &a [*a]}", r"aliases \(\*name\) are not supported"),
         ("trainer: {callbacks: " + "[" * 100_000 + "]" * 100_000, TOO_DEEP),
         ("{" * 100_000 + "}" * 100_000, TOO_DEEP),
-        ("- " * 100_000, "more than a hundred lists or groups"),
+        ("- " * 100_000, "more than a hundred nested lists or groups"),
         ("trainer: {callbacks: " + "[" * 90 + "]" * 90 + "}", r"trainer\.callbacks"),
         ("model: \x00", ""),
         ("\x9b", ""),
@@ -519,7 +520,7 @@ def unfinished(tmp_path_factory):
     forms = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("unfinished"))
-        patch.setattr(cli, "check_resume", lambda path, checkpoint, *of: forms.append(of))
+        patch.setattr(resume, "check_resume", lambda path, checkpoint, *of: forms.append(of))
         for more in ((), ("--ckpt_path", "last", "--trainer.max_steps", "3")):
             patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK), *more])
             cli.main()
@@ -598,7 +599,7 @@ def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinis
     for key in way:
         inner = inner[next(iter(inner)) if inner is hostile["callbacks"] else key]
     inner[next(iter(inner)) if place == BEST else last] = value
-    message = f"x.ckpt: not a checkpoint to go on with: its {what} is not what this training would save"
+    message = f"x.ckpt: not a checkpoint to resume from: its {what} is not what this training would save"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_resume("x.ckpt", hostile, *forms)
 
@@ -607,7 +608,7 @@ def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinis
 def test_a_training_misses_nothing(name, unfinished):
     whole, forms = unfinished
     del (hostile := dict(whole))[name]
-    with pytest.raises(ValueError, match=r"^x.ckpt: not a checkpoint to go on with: its "):
+    with pytest.raises(ValueError, match=r"^x.ckpt: not a checkpoint to resume from: its "):
         check_resume("x.ckpt", hostile, *forms)
 
 
@@ -621,7 +622,7 @@ def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call)
     more = *QUICK[:2], "--trainer.max_steps", 6
     status, out, err = call("fit", "--ckpt_path", "x.ckpt", *more)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: x.ckpt: not a checkpoint to go on with: its optimizer is not ")
+    assert err.startswith("error: x.ckpt: not a checkpoint to resume from: its optimizer is not ")
     assert sorted(folder.iterdir()) == before
     assert call("fit", "--ckpt_path", "whole.ckpt", *more)[0] == 0
 

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.lr_find import find_lr, longest_fall, valley
+from makemore_pl.commands.lr_find import find_lr, longest_fall, valley
 
 
 def quiet(folder, **options):

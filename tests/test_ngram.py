@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import NamesDataModule, NGram, Sampler, Vocabulary, ngram
-from makemore_pl.sampling import Draw
-from makemore_pl.scoring import score_words
+from makemore_pl.sampling import Draw, score_words
 from makemore_pl.windows import build_windows, count_windows
 
 WORDS = st.lists(st.text(alphabet="abñ名.", min_size=1, max_size=7), min_size=1, max_size=40)

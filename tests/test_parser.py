@@ -1,9 +1,10 @@
 import pytest
 
-from makemore_pl.parser import did_you_mean, explain
+from makemore_pl.commands.messages import did_you_mean, explain
 
 FLAGS = ["-h", "--help", "--config", "--model.lr", "--model.block_size", "--data.block_size", "--data.batch_size"]
 FLAGS += ["--data.path", "--trainer.max_steps", "--trainer.max_epochs", "--sample.num_names", "--num_steps"]
+FLAGS += ["--model.embedding_dim", "--model.hidden_size", "--trainer.accelerator"]
 
 
 @pytest.mark.parametrize(
@@ -19,6 +20,15 @@ FLAGS += ["--data.path", "--trainer.max_steps", "--trainer.max_epochs", "--sampl
         ("--sample.num_name", "--sample.num_names"),
         ("--conifg", "--config"),
         ("--hlep", "--help"),
+        # Other programs' names, those of makemore.py among them.
+        ("--epochs", "--trainer.max_epochs"),
+        ("--learning-rate", "--model.lr"),
+        ("-i", "--data.path"),
+        ("--input-file", "--data.path"),
+        ("--n-embd", "--model.embedding_dim"),
+        ("--n-hidden", "--model.hidden_size"),
+        ("--trainer.gpus", "--trainer.accelerator gpu"),
+        ("--batch-size", "--data.batch_size"),
     ],
 )
 def test_near_flags_are_proposed(word, meant):
@@ -48,25 +58,17 @@ def test_nothing_is_proposed_where_nothing_is_near(word):
             "  - Expected a <class 'NoneType'>\nGiven value type: <class 'str'>\nGiven value: foo",
             "--trainer.logger foo: expected a list, true or false or null",
         ),
-        ("Parser key \"model\": Unable to load config 'foo' - more", "--model foo: no such file"),
         (
             "argument -c/--config: expected one argument",
             "--config: expected a YAML file or a recipe: deep, hidden, lecture, notebook, quick, smoothed, split, wide",
         ),
-        (
-            "argument model.vocabulary --> data.vocabulary: str | None is not callable",
-            "--data.vocabulary: the checkpoint has its own; leave the flag out",
-        ),
-        (
-            "Subcommand 'lr_find' does not accept option 'compile'",
-            "--config: lr_find has no compile; take it out of the file, which is of another command",
-        ),
-        (
-            "You selected an invalid strategy name: `strategy='dpp'`. It must be",
-            "--trainer.strategy dpp: expected auto, ddp, ddp_spawn, fsdp or another of Lightning's",
-        ),
-        ("Unexpected config: a", "--config: not a recipe in YAML (Unexpected config: a)"),
         ("something\n  new", "something new"),
+        ("unrecognized arguments: --epochs 5", "unknown flag --epochs: did you mean --trainer.max_epochs?"),
+        ("argument subcommand: invalid choice: 'train' (choose from fit)", "unknown command train: did you mean fit?"),
+        (
+            "argument subcommand: invalid choice: 'sample' (choose from fit)",
+            "unknown command sample: did you mean predict?",
+        ),
     ],
 )
 def test_messages_become_plain(message, plain):

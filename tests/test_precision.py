@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 
 from makemore_pl import MLP
-from makemore_pl.cli import refuse_precision
+from makemore_pl.commands.cli import refuse_precision
 
 QUICK = ["fit", "--config", ROOT / "configs" / "quick.yaml", "--trainer.accelerator", "cpu"]
 
@@ -72,14 +72,11 @@ def test_other_devices_cannot_do_everything_either(monkeypatch):
 
 def test_flags_reach_torch(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    modes = []
-    monkeypatch.setattr(MLP, "compile", lambda self, mode: modes.append(mode))
     few = ["--data.num_words", 50, "--trainer.max_steps", 2, "--trainer.logger", "false"]
     try:
-        assert call("fit", *few, "--matmul_precision", "high", "--compile", "reduce-overhead")[0] == 0
+        assert call("fit", *few, "--matmul_precision", "high")[0] == 0
         assert torch.get_float32_matmul_precision() == "high"
         assert call("fit", *few)[0] == 0
         assert torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert modes == ["reduce-overhead"]

@@ -8,8 +8,9 @@ import notebook
 import pytest
 import torch
 
-from makemore_pl import MLP, predictions
-from makemore_pl.predictions import NamesWriter, Request
+from makemore_pl import MLP
+from makemore_pl.commands import predict as predictions
+from makemore_pl.commands.predict import NamesWriter, Request
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path
         (["--sample.output", "gone/names.txt"], 0, "output gone/names.txt: cannot be written (No such file or dir"),
         (["--sample.output", "odd.txt", "--data.path", "odd.txt"], 0, "output odd.txt is the list of words"),
         (["--sample.score", "odd.txt", "--sample.unique"], 0, "score takes words as they are"),
-        (["--data.vocabulary", "abc"], 0, "--data.vocabulary: the checkpoint has its own; leave the flag out"),
+        (["--data.vocabulary", "abc"], 0, "--data.vocabulary: the checkpoint has its own; omit the flag"),
         (["--num_steps", 5], 0, "--num_steps is a flag of lr_find, not of predict"),
         (["--ckpt_path", "lightning_logs"], 0, "--ckpt_path lightning_logs: is a folder"),
         (["--sample.format", "xml"], 0, "--sample.format xml: expected text, jsonl or csv"),

@@ -86,13 +86,34 @@ def test_every_chapter_runs(chapter, folder, call):
 
 def test_the_python_of_the_readme_runs(default_fit, monkeypatch, capsys):
     monkeypatch.chdir(default_fit[0])
-    network, counting = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    others = README.replace(section("In your own Lightning code"), "")
+    network, counting = re.findall(r"```python\n(.*?)```", others, re.DOTALL)
     exec(network, {})
     names = eval(capsys.readouterr().out)
     assert len(names) == 10
     assert all(name.startswith("mar") for name in names)
     exec(counting, {})
     assert len(capsys.readouterr().out.split()) == 10
+
+
+def section(title):
+    return README.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def test_the_lightning_code_of_the_readme_runs(folder, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["python"])
+    own, other, command = re.findall(r"```python\n(.*?)```", section("In your own Lightning code"), re.DOTALL)
+    scope = {}
+    exec(own, scope)
+    # 4 epochs of 25 updates; StepLR takes a tenth of the rate after every two epochs: 0.5, 0.05, 0.005.
+    assert scope["trainer"].global_step == 100
+    assert scope["trainer"].optimizers[0].param_groups[0]["lr"] == pytest.approx(0.005)
+    (names,) = scope["names"]
+    assert len(names) == 20
+    exec(other, scope)
+    assert scope["trainer"].callback_metrics["val/loss"] < 3.2958  # better than chance
+    exec(command, scope)
+    assert len(list(folder.glob("lightning_logs/version_*/checkpoints/last.ckpt"))) == 2  # the first fit's, and its own
 
 
 def test_the_names_and_figures_of_the_readme_are_those_of_the_default_recipe(default_fit):
@@ -121,9 +142,11 @@ def test_the_pictures_of_the_readme_are_there():
         assert (ROOT / picture).stat().st_size < 100_000
 
 
-def test_the_tree_lists_every_room():
+def test_the_tree_lists_every_file_and_folder():
+    package = ROOT / "makemore_pl"
     listed = set(re.findall(r"^  (\w+\.py) ", README, re.MULTILINE))
-    assert listed == {path.name for path in (ROOT / "makemore_pl").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert listed == {path.name for path in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert set(re.findall(r"^  (\w+)/ ", README, re.MULTILINE)) == {path.parent.name for path in package.glob("*/*.py")}
 
 
 def test_the_table_of_speeds_is_the_last_one_measured():

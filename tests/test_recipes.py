@@ -7,7 +7,8 @@ import yaml
 from conftest import ROOT
 from test_cli import scalars
 
-from makemore_pl import MLP, NamesDataModule, cli
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.commands import cli
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 

@@ -17,10 +17,10 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.callbacks import StopNotFinite
-from makemore_pl.checkpointing import RunCheckpoint, WholeCheckpoints
-from makemore_pl.interruption import Interruption
-from makemore_pl.loading import load
+from makemore_pl.checkpoint import load
+from makemore_pl.commands.callbacks import StopNotFinite
+from makemore_pl.durable.checkpoints import RunCheckpoint, WholeCheckpoints
+from makemore_pl.durable.interruption import Interruption
 
 warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
 

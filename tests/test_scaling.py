@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -113,13 +114,14 @@ def test_slurm(shell, tmp_path):
     assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
 
     ((out, err),) = finished(shell(script, **variables))
-    assert f"going on from {LAST}, step " in err
+    assert f"resuming {LAST}, step " in err
     assert out.count("\n") == 20
     assert not (tmp_path / "lightning_logs" / "version_1").exists()
 
 
 def test_sweeps(shell, tmp_path, names):
     (tmp_path / "my_words.txt").write_text("\n".join(names[:100]), encoding="utf-8")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
     ((out, err),) = finished(shell(block("Sweeps", "sh")))
     assert "python -m makemore_pl fit --model.block_size" in out
     # The other process may be at its last when the twelfth is done.

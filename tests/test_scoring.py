@@ -4,8 +4,9 @@ import notebook
 import pytest
 import torch
 
-from makemore_pl import MLP, Vocabulary, scoring
-from makemore_pl.scoring import score_words
+from makemore_pl import MLP, Vocabulary
+from makemore_pl import sampling as scoring
+from makemore_pl.sampling import score_words
 
 
 def test_a_word_is_as_likely_as_its_characters_and_its_end(names):

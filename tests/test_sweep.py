@@ -4,10 +4,12 @@ import sys
 
 import optuna
 import pytest
+from conftest import ROOT
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from makemore_pl import sweep
+sys.path.insert(0, str(ROOT / "examples"))
+import sweep
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def few(tmp_path, names, monkeypatch):
 
 def test_two_processes_share_one_study(few, tmp_path, call):
     long_enough = ["--max_steps", "100"]  # that one process cannot be done before the other begins
-    line = [sys.executable, "-m", "makemore_pl.sweep", "--trials", "6", *few, *long_enough]
+    line = [sys.executable, ROOT / "examples" / "sweep.py", "--trials", "6", *few, *long_enough]
     pair = [subprocess.Popen(line, cwd=tmp_path, text=True, stdout=-1, stderr=-1) for _ in range(2)]
     outputs = [process.communicate(timeout=900) for process in pair]
     assert [process.returncode for process in pair] == [0, 0], outputs
@@ -71,7 +73,7 @@ def test_mistakes_are_one_line(few, monkeypatch, capsys):
         (["--path", "nowhere.txt", "--trials", "1"], "nowhere.txt: cannot read this word list (No such file or"),
         (["--trials", "0"], "trials 0 and max_steps 500: expected 1 or more"),
         (["--max_steps", "0"], "max_steps 0: expected 1 or more"),
-        (["--accelerator", "abacus"], "--trainer.accelerator abacus: expected gpu"),
+        (["--accelerator", "abacus"], "You selected an invalid accelerator name: `accelerator='abacus'`"),
         (["--storage", "nosuch://x"], "--storage nosuch://x cannot hold a study"),
         (["--storage", "few names.txt"], "--storage few names.txt cannot hold a study"),
         (["--path", "few names.txt", "--max_steps", "4"], "holds a study with other words: name another --storage"),

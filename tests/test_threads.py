@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from makemore_pl import MLP, threads
+from makemore_pl import MLP
+from makemore_pl.commands import threads
 
 ALL = 3  # of a machine with some cores
 
@@ -61,9 +62,9 @@ def test_who_says_how_many_is_heard(cores, monkeypatch):
 def test_threads_that_wait_sleep_unless_told_otherwise(given, found):
     # The command line as it is, but for the room behind it, which is opened once the environment is ready.
     code = (
-        "import sys, os, types; cli = types.ModuleType('makemore_pl.cli');"
+        "import sys, os, types; cli = types.ModuleType('makemore_pl.commands.cli');"
         "cli.main = lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules);"
-        "sys.modules['makemore_pl.cli'] = cli; import makemore_pl; makemore_pl.cli = cli;"
+        "sys.modules['makemore_pl.commands.cli'] = cli; import makemore_pl.commands; makemore_pl.commands.cli = cli;"
         "from makemore_pl.__main__ import main; main()"
     )
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given

@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from makemore_pl.watchdog import Watchdog
+from makemore_pl.durable.watchdog import Watchdog
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
     more = ["--trainer.max_steps", step + 5, "--model.schedule", "constant"]
     resumed = command("fit", "--ckpt_path", "last", "--data.num_words", 100, *more, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"going on from lightning_logs/version_0/checkpoints/last.ckpt, step {step:,}" in resumed.stderr
+    assert f"resuming lightning_logs/version_0/checkpoints/last.ckpt, step {step:,}" in resumed.stderr
 
 
 def children(pid):

@@ -70,7 +70,7 @@ def test_the_wheel_trains_and_samples_in_an_empty_folder(site, tmp_path):
     predict = run("predict", "--sample.num_names", "5")
     assert predict.returncode == 0, predict.stderr
     assert predict.stdout == "".join(line + "\n" for line in fit.stdout.split("\n")[:5])
-    where = "from makemore_pl.shipped import shipped; print(shipped('names.txt'))"
+    where = "from makemore_pl.wordlist import shipped; print(shipped('names.txt'))"
     found = subprocess.run(
         [sys.executable, "-c", where],
         cwd=tmp_path,

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import torch
 
-from makemore_pl import MLP, checkpointing, cli
+from makemore_pl import MLP
+from makemore_pl.checkpoint import load
+from makemore_pl.commands import cli
+from makemore_pl.commands.predict import NamesWriter
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.loading import load
-from makemore_pl.predictions import NamesWriter
+from makemore_pl.durable import checkpoints as checkpointing
 
 MINUTES = 8
 LAST = Path("lightning_logs", "version_0", "checkpoints", "last.ckpt")

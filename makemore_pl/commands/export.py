@@ -13,12 +13,12 @@ from typing import Any
 import lightning
 import torch
 
-from makemore_pl.checkpointing import pack, write_whole
+from makemore_pl.checkpoint import ARCHITECTURE
+from makemore_pl.commands.ensemble import average as combine
 from makemore_pl.datamodule import require_same_split
-from makemore_pl.ensemble import average as combine
-from makemore_pl.figures import flatten
-from makemore_pl.loading import ARCHITECTURE
+from makemore_pl.durable.checkpoints import pack, write_whole
 from makemore_pl.model import MLP
+from makemore_pl.pictures.figures import flatten
 
 
 def export_average(model: MLP, data: Mapping[str, Any], output: str, average: Sequence[str] | None = None) -> None:
@@ -94,7 +94,7 @@ def as_page(model: MLP) -> bytes:
     }
     # Inside of a script element a `<` could begin its end; what is not ASCII, json escapes by itself.
     text = json.dumps(data).replace("<", "\\u003c")
-    template = resources.files("makemore_pl").joinpath("playground.html").read_text(encoding="utf-8")
+    template = resources.files("makemore_pl.pictures").joinpath("playground.html").read_text(encoding="utf-8")
     before, after = template.split("{{model}}")
     return f"{before}{text}{after}".encode()
 

@@ -17,11 +17,11 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from makemore_pl import figures
 from makemore_pl.comparison import Score, measure
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram
+from makemore_pl.pictures import figures
 from makemore_pl.sampling import Draw, Sampler
 
 NAMES = 10
@@ -249,7 +249,7 @@ class Board(Callback):
         chosen = self.hparams(model) | {"steps": trainer.global_step}
         # `add_hparams` would make a run of its own for them.
         for summary in hparams_summaries(chosen, results):  # type: ignore[no-untyped-call]
-            writer._get_file_writer().add_summary(summary, trainer.global_step)  # type: ignore[no-untyped-call]
+            writer.file_writer.add_summary(summary, trainer.global_step)  # type: ignore[attr-defined]
 
     def hparams(self, model: LightningModule) -> dict[str, Any]:
         """The hyperparameters of model and data that were chosen, in short."""

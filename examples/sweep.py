@@ -1,4 +1,7 @@
-"""`python -m makemore_pl.sweep`: looks for better sizes and a better learning rate, on any number of machines."""
+"""Searches for better sizes and a better learning rate, on any number of machines: `python examples/sweep.py`.
+
+It needs optuna: `pip install -c constraints.txt -e '.[sweep]'`.
+"""
 
 import hashlib
 import logging
@@ -6,25 +9,23 @@ import shlex
 import sys
 import warnings
 
+import optuna
 from jsonargparse import auto_cli
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import MaxTrialsCallback
+from optuna.trial import TrialState
+from optuna_integration import PyTorchLightningPruningCallback
 
-from makemore_pl.cli import TRAINER_DEFAULTS, keep_freed_memory, silence_stock_noise
-from makemore_pl.datamodule import FULL_STEPS, NamesDataModule
-from makemore_pl.model import MLP
-from makemore_pl.parser import Parser, fail
-from makemore_pl.threads import Threads, choose_threads
-
-try:
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-    from optuna.study import MaxTrialsCallback
-    from optuna.trial import TrialState
-    from optuna_integration import PyTorchLightningPruningCallback  # type: ignore[import-untyped]
-except ImportError:
-    fail("the sweep needs optuna: pip install 'makemore_pl[sweep]'")
+from makemore_pl import MLP, NamesDataModule
+from makemore_pl.commands.cli import TRAINER_DEFAULTS
+from makemore_pl.commands.messages import fail
+from makemore_pl.commands.parser import Parser
+from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
+from makemore_pl.commands.threads import Threads, choose_threads
+from makemore_pl.datamodule import FULL_STEPS
 
 
 def suggest(trial: optuna.Trial) -> dict[str, int | float]:

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from makemore_pl.checkpointing import RunCheckpoint, RunFolder
-from makemore_pl.watchdog import in_main_thread, write
+from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
+from makemore_pl.durable.watchdog import in_main_thread, write
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 

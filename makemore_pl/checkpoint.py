@@ -1,11 +1,14 @@
-"""A checkpoint file -> plain values and tensors: nothing in it runs, and none takes more memory than it has bytes."""
+"""A checkpoint file -> plain values and tensors: nothing in it runs, and none takes more memory than it has bytes.
+
+Over 300 lines: everything that may be wrong with a file is looked for, and named, by itself.
+"""
 
 import hashlib
 import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +34,9 @@ CALLS = re.compile(
 """What the pickle in a checkpoint may name; torch lets more pass, some of which takes any amount of memory."""
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
+
+NOT_DOWNLOADED = ": is a URL, and nothing is downloaded; download it and name the file"
+"""What is said of a URL where a file is expected."""
 
 PARAMETERS = "C", "W1", "b1", "W2", "b2"
 """In the order that the optimizer knows them by."""
@@ -127,13 +133,13 @@ def refuse_calls(content: bytes, path: str | Path) -> None:
 
 
 def refuse_url(path: str | Path) -> None:
-    """Refuses an address: nothing is fetched.
+    """Refuses a URL.
 
     Raises:
         ValueError: if it is one.
     """
     if "://" in str(path):
-        raise ValueError(f"{path}: this is an address, and nothing is fetched; download it and name the file")
+        raise ValueError(f"{path}{NOT_DOWNLOADED}")
 
 
 def check(path: str | Path, checkpoint: Any) -> None:
@@ -276,9 +282,10 @@ def check_resume(
     path: str | Path,
     checkpoint: Mapping[str, Any],
     loop: Mapping[str, Any],
-    optimizer: Mapping[str, Any],
+    optimizer: Mapping[str, Any] | None,
     schedule: Mapping[str, Any],
     callbacks: Mapping[str, Mapping[str, Any]],
+    parameters: Sequence[str] = PARAMETERS,
 ) -> None:
     """Refuses what a training cannot go on from, of what `check` let pass: fused optimizers look at no shapes.
 
@@ -286,29 +293,32 @@ def check_resume(
         path: of the checkpoint, for the errors.
         checkpoint: what it holds.
         loop: what the training's loop would save before the first step: the checkpoint's must be of that form.
-        optimizer: what its optimizer would.
+        optimizer: what its optimizer would; None for optimizers and schedulers of one's own, of which nothing is known.
         schedule: what its learning-rate scheduler would.
         callbacks: what its ModelCheckpoints would, by their keys.
+        parameters: the names of the model's parameters, in the order in which the optimizer has them.
 
     Raises:
         ValueError: if so; it says what it is.
     """
     if "optimizer_states" not in checkpoint:  # as in those that `export` writes
-        raise ValueError(f"{path}: this checkpoint has no optimizer state to go on with")
-    misfit = next(find_misfits(checkpoint, loop, optimizer, schedule, callbacks), None)
+        raise ValueError(f"{path}: this checkpoint has no optimizer state to resume with")
+    misfit = next(find_misfits(checkpoint, loop, optimizer, schedule, callbacks, parameters), None)
     if misfit is not None:
-        raise ValueError(f"{path}: not a checkpoint to go on with: its {misfit} is not what this training would save")
+        raise ValueError(f"{path}: not a checkpoint to resume from: its {misfit} is not what this training would save")
 
 
 def find_misfits(
     checkpoint: Mapping[str, Any],
     loop: Mapping[str, Any],
-    optimizer: Mapping[str, Any],
+    optimizer: Mapping[str, Any] | None,
     schedule: Mapping[str, Any],
     callbacks: Mapping[str, Mapping[str, Any]],
+    parameters: Sequence[str],
 ) -> Iterator[str]:
     """Finds what does not fit. Only the first is sure to be there: what follows relies on what was looked at before."""
-    for name, form in {"global_step": 0, "lr_schedulers": [schedule], "loops": {}, "callbacks": {}}.items():
+    forms: dict[str, Any] = {"global_step": 0, "loops": {}, "callbacks": {}}
+    for name, form in (forms if optimizer is None else forms | {"lr_schedulers": [schedule]}).items():
         yield from compare(checkpoint.get(name), form, name)
     version = checkpoint.get("pytorch-lightning_version")
     if not isinstance(version, str) or not re.fullmatch(r"2(\.\d+)+\w*", version):
@@ -324,6 +334,8 @@ def find_misfits(
         for item in saved["best_k_models"].items():
             yield from compare(list(item), ["", None], "best_k_models")
 
+    if optimizer is None:
+        return
     states, tensors = checkpoint["optimizer_states"], checkpoint["state_dict"]
     yield from compare(states, [{"state": {}, "param_groups": [{}]}], "optimizer")
     (group,), (options,) = states[0]["param_groups"], optimizer["param_groups"]
@@ -337,7 +349,7 @@ def find_misfits(
     for place, state in states[0]["state"].items():
         if type(place) is not int or place not in options["params"]:
             yield "optimizer"
-        tensor = tensors[PARAMETERS[place]]
+        tensor = tensors[parameters[place]]
         adamw = {"step": torch.zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
         yield from compare(state, adamw if "betas" in options else {}, "optimizer")
     validated: Any = checkpoint.get("validated")

@@ -1,6 +1,8 @@
 """Numbers -> figures: the map of letters, what comes next after a few contexts, learning rates. Knows no Lightning.
 
 Shapes: V vocabulary size, E embedding dimension, T block size (context length), R contexts drawn.
+
+Over 300 lines: outlines in a few artists are drawn ten times as fast as matplotlib's own axes and texts (LOG.md).
 """
 
 import unicodedata

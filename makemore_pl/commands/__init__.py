@@ -1,0 +1,1 @@
+"""The command line: `fit`, `predict`, `validate`, `test`, `lr_find`, `export`."""

@@ -1,0 +1,48 @@
+"""`validate` and `test`: the network beside counting, on the words of a split."""
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from makemore_pl.commands.messages import say
+from makemore_pl.comparison import Comparison, Score
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.model import MLP
+from makemore_pl.windows import count_words
+
+COUNTED_WORDS = 2**22
+"""Up to this many words, they are held and compared as words; more would take too much memory."""
+
+
+def compare(
+    model: MLP, data: NamesDataModule, trainer: Trainer, split: str
+) -> tuple[list[str], dict[str, list[Score]]]:
+    """Compares a network with counting, and both mixed, on the words of a split and on those not in train.
+
+    Args:
+        model: the network.
+        data: its words.
+        trainer: says on which device and in which precision.
+        split: `val` or `test`.
+
+    Returns:
+        The names of the sets of words, and for each predictor its score on each set.
+    """
+    device = trainer.strategy.root_device
+    trainer.precision_plugin.convert_module(model.eval().to(device))
+
+    def network(X: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return model(X.to(device))
+
+    few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
+    counting = ["train", "val"] if few or data.hparams["counted"] else []  # what is not counted yet may not fit
+    try:
+        counts = data.count(*dict.fromkeys([*counting, split]), together=False)
+    except ValueError as error:
+        counts = data.count(split, together=False)
+        say(f"without counting: {error}")
+    sets = {f"{split}, all words": counts[split]}
+    if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
+        sets[f"{split}, {len(unseen):,} words not in train"] = count_words(unseen, model.vocabulary, model.block_size)
+    held_out = counts.get("val") if data.hparams["val_fraction"] else None
+    return list(sets), Comparison(network, counts.get("train"), held_out).score(*sets.values())

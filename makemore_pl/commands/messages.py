@@ -1,0 +1,163 @@
+"""What the command line says: lines on stderr, and one line for each mistake."""
+
+import difflib
+import io
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NoReturn
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+from makemore_pl.checkpoint import NOT_DOWNLOADED
+from makemore_pl.commands.help import COMMANDS, RECIPES
+
+LONGEST_ERROR = 2000
+"""Characters of an error that are printed: it may quote a file of any length."""
+
+MEANT = {
+    **dict.fromkeys(["epochs", "max_epochs", "num_epochs"], "--trainer.max_epochs"),
+    **dict.fromkeys(["steps", "num_updates", "iterations"], "--trainer.max_steps"),
+    **dict.fromkeys(["lr", "learning_rate", "l"], "--model.lr"),
+    **dict.fromkeys(["batch_size", "b"], "--data.batch_size"),
+    **dict.fromkeys(["input", "input_file", "file", "i"], "--data.path"),
+    **dict.fromkeys(["n_embd", "embedding_size", "emb_dim"], "--model.embedding_dim"),
+    **dict.fromkeys(["n_hidden", "n_embd2", "hidden"], "--model.hidden_size"),
+    **dict.fromkeys(["context_length", "n_ctx"], "--model.block_size"),
+    **dict.fromkeys(["trainer.gpus", "gpus", "device", "cuda"], "--trainer.accelerator gpu"),
+    **dict.fromkeys(["weight_decay", "w"], "--model.weight_decay"),
+    **dict.fromkeys(["work_dir", "o"], "--trainer.default_root_dir"),
+    **dict.fromkeys(["resume"], "--ckpt_path last"),
+    **dict.fromkeys(["model.class_path", "class_path"], "--model_class"),
+    **dict.fromkeys(["top_k"], "--sample.top_k"),
+    **dict.fromkeys(["num_samples", "n"], "--sample.num_names"),
+}
+"""Flags of other programs, makemore.py among them, without their dashes, and what they are called here."""
+
+COMMANDS_MEANT = {
+    "train": "fit",
+    "sample": "predict",
+    "generate": "predict",
+    "evaluate": "validate",
+    "eval": "validate",
+}
+
+
+def open_streams() -> None:
+    """Connects a closed stdin, stdout or stderr (`<&-`) to nowhere: the next file opened would take its number."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(nowhere, "w" if descriptor else "r"))
+    write_utf8()
+
+
+def write_utf8() -> None:
+    """Has stdout write UTF-8 whatever the locale: names may hold any character, and lists are read as UTF-8."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line to stderr; stdout is for predictions."""
+    print(printable(line), file=sys.stderr, flush=True)
+
+
+def printable(line: str) -> str:
+    """Escapes control characters, which could move a terminal's cursor: a line may quote a file or a flag."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+
+
+def fail(error: object) -> NoReturn:
+    """Ends the program with one line on stderr and exit status 2."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        error = f"{error.filename}: {error.strerror.lower()}"
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # once per machine: the list of another may differ
+        print(printable("error: " + explain(str(error)))[:LONGEST_ERROR], file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+def explain(message: str, flags: Iterable[str] = ()) -> str:
+    """Puts the commonest mistakes into plain words; other messages pass through in one line.
+
+    Args:
+        message: of jsonargparse.
+        flags: of the command, to look for the one that was meant.
+    """
+    message = " ".join(message.split())
+    if match := re.match(r"unrecognized arguments: (-\S+)", message):
+        return f"unknown flag {match[1]}{did_you_mean(match[1], flags) or '; --help lists them'}"
+    if match := re.match(r"unrecognized arguments: (\S+)", message):
+        if Path(match[1]).is_file():
+            return f"unexpected {match[1]}: did you mean --data.path {match[1]}?"
+        return f"unexpected {match[1]}: every value follows a flag; --help lists them"
+    if match := re.match(r"argument subcommand: invalid choice: '(.*)' \(choose", message):
+        meant = COMMANDS_MEANT.get(match[1], "")
+        proposal = f": did you mean {meant}?" if meant else did_you_mean(match[1], COMMANDS)
+        return f"unknown command {match[1]}{proposal or f': expected {either(COMMANDS)}'}"
+    if message.startswith('expected "subcommand"'):
+        return f"no command: expected {either(COMMANDS)}"
+    if match := re.match(r"the following arguments are required: \w+\.(\S+)", message):
+        return f"--{match[1]} is missing; --help says what it is for"
+    if match := re.match(r"argument (?:-c/)?(--\S+): expected one argument", message):
+        what = f"a YAML file or a recipe: {RECIPES}" if match[1] == "--config" else "a value after it"
+        return f"{match[1]}: expected {what}"
+    if match := re.search(r"""(?:Path|File) does not exist: '([^']*://[^']*)'""", message):
+        return f"{match[1]}{NOT_DOWNLOADED}"
+    if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
+        return f"--config {os.path.relpath(match[1])}: no such file or recipe; the recipes are {RECIPES}"
+    if match := re.match(r'Key "(\w+)\.\w+" not found in namespace', message):
+        return f"--config: {match[1]} is null: expected names with values"
+    if match := re.search(r"Importing '(\S+)' is not allowed", message):
+        return f"{match[1]}: configs may not import it; if you trust it, add --trust {match[1].partition('.')[0]}"
+    if match := re.match(r"argument (\S+) --> (\S+): ", message):
+        return f"--{match[2]}: the checkpoint has its own; omit the flag"
+    if match := re.match(r'Linked "([^"]*)" must be given via "([^"]*)"', message):
+        return f"--{match[1]}: give it as --{match[2]}"
+    if match := re.match(r'Parser key "([^"]*)": (.*)', message):
+        key, rest = match.groups()
+        value = re.search(r"(?:Got value|Given value): ?(.*)$", rest)
+        types = re.findall(r"Expected an? (<class '[^']*'>|typing.Literal\[[^]]*\]|dot import path)", rest)
+        if value is not None and types:
+            flag = f"--{key} {value[1]}".strip()
+            return f"{flag}: expected {either(name for each in types for name in plain_types(each))}"
+        return f"--{key}: {rest}"
+    return message
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Names the flag or command that was probably meant; empty if none is near."""
+    known, word = list(known), word.partition("=")[0]
+    meant = MEANT.get(word.lstrip("-").replace("-", "_"), "")
+    if meant.partition(" ")[0] in known:
+        return f": did you mean {meant}?"
+    # Flags are compared by their last part: the first parts have much in common.
+    ends: dict[str, list[str]] = {}
+    for name in known:
+        ends.setdefault(last_part(name), []).append(name)
+    near = difflib.get_close_matches(last_part(word), ends, 1, 0.65)
+    found = difflib.get_close_matches(word, ends[near[0]], 1 if "." in word else 2, 0) if near else []
+    return f": did you mean {either(found)}?" if found else ""
+
+
+def last_part(flag: str) -> str:
+    """Returns `batch_size` for `--data.batch-size`."""
+    return flag.lstrip("-").rpartition(".")[2].replace("-", "_")
+
+
+def plain_types(type_: str) -> list[str]:
+    """Names a type, as jsonargparse prints it, in plain words."""
+    if match := re.match(r"typing\.Literal\[(.*)\]", type_):
+        return match[1].replace("'", "").split(", ")
+    name = re.sub(r"<class '(.*)'>", r"\1", type_).rpartition(".")[2]
+    names = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+    return [names.get(name, "a list" if name in ("list", "Iterable") else "a class")]
+
+
+def either(names: Iterable[str]) -> str:
+    """Joins names: `a, b or c`."""
+    *most, last = dict.fromkeys(names)
+    return f"{', '.join(most)} or {last}" if most else last

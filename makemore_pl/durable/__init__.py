@@ -1,0 +1,1 @@
+"""What outlives a crash: whole files, locked folders, signals, the watchdog of several processes."""

@@ -1,0 +1,1 @@
+"""What a learner looks at: TensorBoard, figures, a page to play with."""
