@@ -23,7 +23,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: Lightning takes seconds to import, and whoever wants the vocabulary alone need not wait.
+    # On demand: Lightning takes seconds to import, and the vocabulary alone does not need it.
     if name in _MODULES:
         return getattr(import_module(f"makemore_pl.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,7 +91,7 @@ def forget_maker(checkpoint: Any) -> None:
 
 
 def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
-    """Does so with the content of a file; the path is for the errors."""
+    """Loads a checkpoint from the content of a file; the path is for the errors."""
     sealed = content[:-DIGEST].endswith(SEAL)
     if sealed and hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
         raise BrokenCheckpointError(f"{path}: this checkpoint is broken: its checksum is another")
@@ -226,7 +226,7 @@ def check_values(path: str | Path, hparams: Any) -> None:
 
 
 def some_of(names: Iterable[Any]) -> str:
-    """The first of some names that stand in a file: nobody knows what they hold, and they go to a terminal."""
+    """Escapes and shortens the first of some names: they come from an unknown file and go to a terminal."""
     return ", ".join(ascii(str(name)[:40])[1:-1] for name in islice(names, 5)) or "none"
 
 
@@ -287,7 +287,7 @@ def check_resume(
     callbacks: Mapping[str, Mapping[str, Any]],
     parameters: Sequence[str] = PARAMETERS,
 ) -> None:
-    """Refuses what a training cannot go on from, of what `check` let pass: fused optimizers look at no shapes.
+    """Refuses what a training cannot resume from, of what `check` let pass: fused optimizers check no shapes.
 
     Args:
         path: of the checkpoint, for the errors.

@@ -52,7 +52,7 @@ def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
     Lists are known by their paths: one that has changed meanwhile is not noticed.
 
     Raises:
-        ValueError: if it is one, or nobody can tell.
+        ValueError: if it is one, or that cannot be verified.
     """
     theirs = read(path).get("datamodule_hyper_parameters", {})
     if STREAM in (theirs.get("path"), ours["path"]):
@@ -79,17 +79,17 @@ class NamesDataModule(LightningDataModule):
     """Turns a list of words into windows.
 
     Args:
-        path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if left out.
+        path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if omitted.
         normalization: the Unicode form that words are put into, so that letters which look the same are the same:
             `NFC` has é as one character; `none` leaves words as they are.
         max_word_length: characters that a word may have.
-        num_words: use the first so many words of the list; all if left out.
-        vocabulary: the characters, sorted, in one string; those of the list if left out.
+        num_words: use only the first N words of the list; all if omitted.
+        vocabulary: the characters, sorted, in one string; those of the list if omitted.
         block_size: T, how many characters a context holds.
         counted: collapse equal contexts into one row that counts what came next: the same loss and gradient
-            at a fraction of the cost. If false, one row per window, as in the notebook. If left out, true
+            at a fraction of the cost. If false, one row per window, as in the notebook. If omitted, true
             unless a batch size is given.
-        batch_size: windows per training step; all of them if left out.
+        batch_size: windows per training step; all of them if omitted.
         replacement: draw each window of a batch anew, as the notebook does, instead of every one once per pass.
         steps_per_epoch: updates in an epoch, after which the Trainer validates and saves; if omitted, one pass over the
             windows, or 25 updates where each takes all windows.
@@ -101,12 +101,12 @@ class NamesDataModule(LightningDataModule):
         split: `shuffled`, as in the lecture; or `hashed`: a hash of its characters decides about each word, so that
             equal words stay together and no process need hold the list: counted in pieces, it may be of any length.
         unique: shuffle the distinct words, so that equal words stay together; the lecture has some in train and val.
-        split_seed: of the shuffle or the hash.
+        split_seed: random seed for the split.
         smoothing: the share of each training target that is what Kneser-Ney counting expects to come next, in place
             of what came; train/loss is then measured against such targets.
         teacher: a checkpoint of a larger network that learnt from the same words; half of what is expected is then
             what it expects (Hinton et al. 2015, "Distilling the knowledge in a neural network").
-        order_seed: of the order of batches.
+        order_seed: random seed for the order of batches.
 
     Raises:
         ValueError: if the list cannot be used, a size or share is out of range, `counted` meets a batch size, or there
@@ -221,7 +221,7 @@ class NamesDataModule(LightningDataModule):
         return {"train": train, "val": val if hparams["val_fraction"] else train, "test": test}
 
     def where(self, words: Iterable[str]) -> list[str]:
-        """Says of each word where it stands in the list: `train`, `val` or `test`, the first that has it, or `new`."""
+        """Returns the split that each word is in: `train`, `val` or `test`, the first that has it, or `new`."""
         words = list(words)
         if not self.in_pieces:
             return [self._places.get(word, "new") for word in words]
@@ -235,7 +235,7 @@ class NamesDataModule(LightningDataModule):
     def _places(self) -> dict[str, str]:
         try:
             return self._by_word(self.splits)
-        except ValueError:  # too few to split; then whoever compares names with them compares with all
+        except ValueError:  # too few to split: names are compared with all of them
             return dict.fromkeys(self.words, "train")
 
     @staticmethod
@@ -243,7 +243,7 @@ class NamesDataModule(LightningDataModule):
         return {word: split for split in ("test", "val", "train") for word in splits[split]}
 
     def unseen(self, split: str) -> list[str] | None:
-        """The words of a split that do not stand in train as well; None where the split sees to it that none does."""
+        """The words of a split that are not in train; None where no word can be in both."""
         if self.hparams["unique"] or self.hparams["split"] == "hashed":
             return None
         train = set(self.splits["train"])

@@ -1,11 +1,11 @@
-"""What this machine has of it, asked before much is taken."""
+"""Available memory, checked before large allocations."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
 
 LITTLE = 2**28
-"""Bytes that nobody is asked for."""
+"""Bytes that are allocated without a check."""
 
 
 def require_memory(size: int, what: str) -> None:

@@ -42,7 +42,7 @@ class MLP(LightningModule):
         hidden_size: H, units of the tanh layer.
         init: how the five tensors begin. `lecture`: all of them `randn`, as the notebook draws them.
             `scaled`: the same draws, W1 times Kaiming's 5/3 / sqrt(T*E) and the output close to zero (makemore part 3).
-        seed: of those draws.
+        seed: random seed for the initial weights.
         optimizer: `adamw`, or `sgd` without momentum as in the lecture.
         lr: the learning rate at its highest.
         schedule: the learning-rate schedule. `constant`; `linear`: rises over the first tenth of the run and falls to
@@ -111,8 +111,12 @@ class MLP(LightningModule):
         self.resumed: dict[str, float] = {}  # metrics of the last validation before a run was stopped
 
         # Sums over a whole split, so that its figures do not depend on how it is cut into batches.
-        # A loss that is no number must stay one: by default it would be left out of the sum.
+        # A loss that is no number must stay one: by default the sum would ignore it.
         self.nll, self.hits, self.windows = (SumMetric(nan_strategy="disable") for _ in range(3))
+
+    def __repr__(self) -> str:
+        shapes = (f"{name} {tuple(parameter.shape)}" for name, parameter in self.named_parameters())
+        return f"{type(self).__name__}({', '.join(shapes)})"
 
     def forward(self, X: Tensor) -> Tensor:
         """Computes the logits of the next character.

@@ -1,4 +1,4 @@
-"""Counting in place of learning: interpolated, modified Kneser-Ney over the same windows. Knows no Lightning.
+"""Counting instead of learning: interpolated, modified Kneser-Ney over the same windows. Knows no Lightning.
 
 Shapes: B contexts asked for, M contexts counted, T block size (context length), V vocabulary size.
 """

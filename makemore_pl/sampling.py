@@ -35,15 +35,15 @@ class Sampler:
     Args:
         num_names: how many names to draw.
         prompt: how every name begins.
-        unique: no name comes twice.
-        novel: no name that stands in the list comes at all.
+        unique: no duplicates.
+        novel: only names that are not in the list.
         temperature: divides the logits: below 1 more like the list, above 1 more daring.
-        top_k: draw each character from the so many likeliest alone; from all if left out.
-        top_p: draw each character from the likeliest alone that together have this share of the probability.
+        top_k: draw each character only from the N most likely; from all if omitted.
+        top_p: draw each character only from the most likely that make up this share of the probability.
         min_length: no name ends before it has this many characters.
         max_length: names are cut off at this many characters.
-        seed: the same seed gives the same names, and fewer names are the first of more.
-        where: names -> where each stands in the list, or `new`: `NamesDataModule.where`, for `novel`.
+        seed: random seed; the same seed gives the same names, and fewer names are the first of more.
+        where: names -> the split that each is in, or `new`: `NamesDataModule.where`, for `novel`.
 
     Raises:
         ValueError: if an option is out of its range, or the lengths contradict each other or the prompt.
@@ -95,7 +95,7 @@ class Sampler:
 
     @property
     def is_picky(self) -> bool:
-        """Whether names are passed over, so that nobody knows how many must be drawn."""
+        """Whether names are rejected, so that the number of draws is not known beforehand."""
         return self.unique or self.novel
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
@@ -128,7 +128,7 @@ class Draw:
         device: where `next_logits` computes.
 
     Raises:
-        ValueError: if the prompt holds a character that the vocabulary does not, or nobody says what would be novel.
+        ValueError: if the prompt holds a character that the vocabulary does not, or `novel` has no list to look in.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class Draw:
         )
 
     def pick(self, number: int) -> list[str]:
-        """Draws one chunk and keeps what is asked for; the chunks must come in order.
+        """Draws one chunk and keeps the names that are unique or novel; the chunks must come in order.
 
         Raises:
             ValueError: if no name of a whole chunk is.

@@ -21,6 +21,11 @@ def trainer(folder, **options):
     return Trainer(default_root_dir=folder, **quiet | {"enable_checkpointing": False, "max_steps": 8} | options)
 
 
+def test_the_model_prints_its_five_tensors():
+    # 26 letters and the boundary; 3 x 10 numbers of context; 200 units.
+    assert str(MLP()) == "MLP(C (27, 10), W1 (30, 200), b1 (200,), W2 (200, 27), b2 (27,))"
+
+
 def test_five_tensors_and_nothing_else():
     model = MLP(block_size=4, embedding_dim=5, hidden_size=6)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}

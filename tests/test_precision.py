@@ -55,7 +55,7 @@ def test_what_a_device_cannot_do_is_one_line(call, tmp_path, monkeypatch):
     for precision in ("16-mixed", "16"):
         status, out, err = call(*QUICK, "--trainer.precision", precision)
         assert (status, out) == (2, "")
-        assert err == "error: --trainer.precision 16-mixed needs a GPU; on a CPU, bf16-mixed does the like\n"
+        assert err == "error: --trainer.precision 16-mixed needs a GPU; bf16-mixed is the equivalent on a CPU\n"
     assert not list(Path().iterdir())
 
 

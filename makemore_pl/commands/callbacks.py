@@ -30,7 +30,6 @@ class Progress(ProgressBar):
         self.enabled = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the bar."""
         count = getattr(pl_module, "number_of_steps", lambda: trainer.estimated_stepping_batches)
         self.total = int(total) if (total := count()) != float("inf") else None
         self.start = self.said = time.monotonic()

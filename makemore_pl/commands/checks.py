@@ -24,7 +24,7 @@ def refuse_numbers(trainer: Namespace) -> None:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            continue  # left out, or a word, a list, a time
+            continue  # omitted, or a word, a list, a time
         if not number >= range_.startswith("1") or (number == 0 and range_ == "more than 0"):
             if number == -1 and "-1" in range_:
                 continue
@@ -44,7 +44,7 @@ def refuse_precision(precision: object, device: torch.device) -> None:
     """
     precision = {"16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}.get(str(precision), str(precision))
     if precision == "16-mixed" and device.type == "cpu":
-        raise ValueError("--trainer.precision 16-mixed needs a GPU; on a CPU, bf16-mixed does the like")
+        raise ValueError("--trainer.precision 16-mixed needs a GPU; bf16-mixed is the equivalent on a CPU")
     if precision == "64-true" and device.type == "mps":
         raise ValueError("--trainer.precision 64-true: Apple's GPUs have no 64 bits; add --trainer.accelerator cpu")
     if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):

@@ -46,8 +46,8 @@ def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None
 
     `.html`: a page to play with, in any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
     (B, V) float32 for any batch size B, the architecture among its metadata. `.safetensors`: the five tensors as they
-    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to go on with. The file appears when
-    it is complete, in place of one that may have been there.
+    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to resume. The file appears when
+    it is complete, and replaces one of its name.
 
     Args:
         model: a trained one, on any device.
@@ -156,7 +156,7 @@ def as_onnx(model: MLP) -> bytes:
 
 
 def no_word_of_torchvision(record: logging.LogRecord) -> bool:
-    """Drops what torch's exporter says of a package that nobody here wants."""
+    """Drops what torch's exporter says of a package that is not needed here."""
     return not record.getMessage().startswith("torchvision is not installed")
 
 

@@ -84,7 +84,7 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> Found:
     """Finds the learning rates where the loss has fallen far and still falls.
 
     The valley is the longest fall of the loss over the logarithm of the learning rate: the longest sequence of points
-    each below the one before, others between them left out. Its last third is good, the middle of that the suggestion.
+    each below the one before, others between them ignored. Its last third is good, the middle of that the suggestion.
 
     Args:
         lrs: learning rates, equally far apart in their logarithm.

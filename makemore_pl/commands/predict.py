@@ -1,4 +1,4 @@
-"""What `predict` is asked for, and the way of its names to stdout or a file."""
+"""`predict`: its options, and the way of its names to stdout or a file."""
 
 import csv
 import json
@@ -25,8 +25,8 @@ class Request(Sampler):
     Args:
         format: `text`, a name a line; `jsonl` or `csv`, with each name's log-probability (natural, of the whole name
             with its end, at temperature 1), its perplexity per character, and where it stands: train, val, test, new.
-        output: the file to write to; stdout if left out.
-        score: score the words of this list, or of stdin (`-`), in place of drawing new ones. As `text`:
+        output: the file to write to; stdout if omitted.
+        score: score the words of this list, or of stdin (`-`), instead of drawing new ones. As `text`:
             log-probability, perplexity and word, with tabs between. Of the other options format and output apply.
 
     Raises:

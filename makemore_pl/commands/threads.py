@@ -19,7 +19,7 @@ LARGE = 2**27
 
 
 def choose_threads(products: float) -> None:
-    """Sets the number of threads for operations of that size; OMP_NUM_THREADS decides instead where it is set."""
+    """Sets the number of threads for operations of that size, unless OMP_NUM_THREADS is set."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(MOST if products >= LARGE else 1)
 

@@ -95,7 +95,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def find(name: str, root: str | Path) -> Iterator[Path]:
-    """Finds `best` or `last` of the newest run, and then what may stand in for it, the nearest first.
+    """Finds `best` or `last` of the newest run, and then what can replace it, the nearest first.
 
     Args:
         name: `best` or `last`.
@@ -201,7 +201,7 @@ class CheckpointFolder(Callback):
             probe.unlink(missing_ok=True)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets others in."""
+        """Unlocks the folder."""
         if self.locked is not None:
             os.close(self.locked)
             self.locked = None

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM on one device: save, end, and go on later. On several, the watchdog ends the run."""
+"""Ctrl-C and SIGTERM on one device: save, end, and resume later. On several, the watchdog ends the run."""
 
 import os
 import signal
@@ -63,7 +63,7 @@ class Interruption(Callback):
             return
         environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
         for number in SIGNALS:
-            # Lightning's own way with a scheduler's signal is for whoever sets it to one of these.
+            # Lightning handles a scheduler's signal by itself, where it is set to one of these.
             if signal.getsignal(number) != signal.SIG_IGN and number != getattr(environment, "requeue_signal", None):
                 signal.signal(number, self.take_signal)  # Lightning gives them back at the end
 
@@ -123,7 +123,7 @@ class Interruption(Callback):
             self.end(trainer)
 
     def on_exception(self, *_: Any) -> None:
-        """Has a run that ends by itself not be ended once more: whoever called it may go on."""
+        """Forgets the signal: an error ends the run, and its caller may continue."""
         if self.timer is not None:
             self.timer.cancel()
         self.number = None

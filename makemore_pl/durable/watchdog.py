@@ -30,11 +30,11 @@ class Watchdog(Callback):
     Left alone, the others wait in their next exchange of gradients: for half an hour, or without end.
 
     A thread in each process exchanges a datagram a second with the first process. A run ends when a process has been
-    silent for `patience` seconds; when its steps have stood still for so long, and four times as long as ever before;
+    silent for `patience` seconds; when its steps have stood still for as long, and four times as long as ever before;
     when the program that launched it is gone; or on SIGTERM and SIGINT, which Lightning would answer with an exchange
-    between processes that may never come about. Whoever notices says one line and takes the processes of its machine
-    with it; checkpoints stay. The first step, checkpoints, and what comes before and after training may take as long
-    as they like.
+    between processes that may never come about. The process that notices prints one line and ends the processes of its
+    machine; checkpoints stay. The first step, checkpoints, and what comes before and after training may take as long as
+    they like.
 
     Args:
         patience: seconds of silence, 3 or more.
@@ -72,7 +72,7 @@ class Watchdog(Callback):
         # A parent that is no launcher, such as the shell under nohup, may well leave.
         launched = "TORCHELASTIC_RUN_ID" in os.environ or multiprocessing.parent_process() is not None
         self.parent = os.getppid() if launched or os.getppid() in self.family else None
-        # Lightning's own way with a scheduler's signal is for whoever sets it to one of these.
+        # Lightning handles a scheduler's signal by itself, where it is set to one of these.
         self.ends = {signal.SIGTERM, signal.SIGINT} - {getattr(environment, "requeue_signal", None)}
         self.signals, self.wake = socket.socketpair()
         self.wake.setblocking(False)
@@ -107,7 +107,7 @@ class Watchdog(Callback):
                 self.receive()
             if time.monotonic() < next_tick:
                 continue
-            # Time is counted in ticks, so that a run that was suspended as a whole goes on when it is woken.
+            # Time is counted in ticks, so that a run that was suspended as a whole continues when it is woken.
             next_tick = time.monotonic() + 1
             ticks += 1
             self.send(BEAT)

@@ -28,7 +28,7 @@ NAMES = 10
 """Names sampled at each drawing."""
 
 LONGEST = 30
-"""Where they are cut off: before it has learned to end them, a network goes on and on."""
+"""Characters at which they are cut off: an untrained network hardly ever ends a name."""
 
 ROWS = 200
 """Contexts whose hidden units are looked at."""
@@ -45,7 +45,7 @@ Hook = Callable[..., None]
 
 
 def harmless(hook: Hook) -> Hook:
-    """Has whatever goes wrong in a hook turn the pictures off, with one line that says why, and the run go on."""
+    """Turns an error in a hook into one line, and the pictures off; the run continues."""
 
     @functools.wraps(hook)
     def run(self: "Board", trainer: Trainer, *arguments: Any) -> None:
