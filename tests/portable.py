@@ -128,7 +128,10 @@ def attempt(name):
     output = WORK / f"{name}.log"
     with output.open("w") as log:
         done = subprocess.run([*prefix, python, *PYTEST], cwd=folder, env=environment, stdout=log, stderr=log)
-    return done.returncode == 0, output.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    # What a plugin or a thread says on its way out may come after pytest's last line.
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+    summaries = [line for line in lines if re.match(r"=*\s*\d+ (passed|failed|skipped|error)", line)]
+    return done.returncode == 0, (summaries or lines or [""])[-1].strip("= ")
 
 
 def main():
