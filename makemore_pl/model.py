@@ -259,6 +259,10 @@ class MLP(LightningModule):
             and self.trainer.precision in ("32-true", "64-true")
         )
 
+    def on_fit_start(self) -> None:
+        """Forgets that a finder of Lightning's, which trains with a limit of its own, has come to its last step."""
+        self.trainer.should_stop = False
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Has the final weights be validated and saved, also where the last step lies inside of an epoch."""
         if self.global_step == self.trainer.max_steps:

@@ -1,5 +1,6 @@
 """Classes of one's own on the command line: a subclass of the model, a logger with folders of its own, a seed."""
 
+import re
 import subprocess
 import sys
 
@@ -134,3 +135,23 @@ def test_one_seed_for_the_run_unless_one_is_named(flags, seed, folder, call):
     assert checkpoint()["datamodule_hyper_parameters"]["order_seed"] == 7
     assert call("fit", *FEW)[0] == 0
     assert checkpoint(1)["hyper_parameters"]["seed"] == 2147483647
+
+
+@pytest.mark.parametrize(
+    ("callback", "status", "last_line"),
+    [
+        ("LearningRateFinder", 0, ""),
+        ("BatchSizeFinder", 0, ""),
+        ("EarlyStopping, init_args: {monitor: val/nonsense}", 2, "error: .*val/nonsense.* not available"),
+        ("BackboneFinetuning", 2, "error: 'MLP' object has no attribute 'backbone'"),
+    ],
+)
+def test_callbacks_of_lightning_work_or_say_in_one_line_what_they_miss(callback, status, last_line, folder, call):
+    (folder / "own.yaml").write_text(f"trainer: {{callbacks: [{{class_path: {callback}}}]}}\n")
+    found, _, err = call("fit", "--config", "own.yaml", "--data.batch_size", 16, *FEW)
+    assert found == status, err
+    assert "Traceback" not in err
+    if last_line:
+        assert re.match(last_line, err.rstrip("\n").split("\n")[-1])
+    else:
+        assert checkpoint()["global_step"] == 5

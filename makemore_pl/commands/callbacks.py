@@ -26,8 +26,12 @@ class Progress(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Called by Lightning on all ranks but the first."""
+        """Lightning calls this on all ranks but the first, and while one of its finders tries something."""
         self.enabled = False
+
+    def enable(self) -> None:
+        """Lightning calls this after a finder has tried something."""
+        self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         count = getattr(pl_module, "number_of_steps", lambda: trainer.estimated_stepping_batches)
