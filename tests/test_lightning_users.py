@@ -24,13 +24,7 @@ from makemore_pl import MLP, NamesDataModule
 BLOCKS = [{}, {"steps_per_execution": 3}]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The steps of these tests are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Rates(Callback):

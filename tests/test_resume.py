@@ -44,13 +44,7 @@ BLOCKS = {"plain": {}, "blocks": {"steps_per_execution": 4}}
 MODELS = {"adamw": {}, "sgd": {"optimizer": "sgd", "lr": 0.1, "schedule": "halfway"}}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """The steps of these tests are small, and two threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Witness(Callback):

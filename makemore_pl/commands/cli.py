@@ -25,7 +25,6 @@ from makemore_pl.commands.checks import refuse_numbers, refuse_precision
 from makemore_pl.commands.evaluate import compare
 from makemore_pl.commands.export import export_average
 from makemore_pl.commands.fit import (
-    as_list,
     describe,
     fit_callbacks,
     progress,
@@ -46,7 +45,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints
 from makemore_pl.durable.interruption import ending_quietly
 from makemore_pl.durable.watchdog import Watchdog
-from makemore_pl.model import MLP
+from makemore_pl.model import MLP, as_list
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,

@@ -4,7 +4,6 @@ import os
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
@@ -19,7 +18,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
 from makemore_pl.durable.interruption import Interruption
 from makemore_pl.memory import require_memory
-from makemore_pl.model import MLP
+from makemore_pl.model import MLP, as_list
 from makemore_pl.pictures.board import Board
 
 
@@ -62,11 +61,6 @@ def run_folder(trainer: Namespace, resumed: str | None) -> RunFolder:
     """
     version = Path(resumed).parent.parent.name if resumed else None
     return RunFolder(trainer.default_root_dir or ".", "lightning_logs", version, default_hp_metric=False)
-
-
-def as_list(value: Any) -> list[Any]:
-    """Returns a list of what may be given alone, in a list, or not at all."""
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:
