@@ -114,11 +114,11 @@ MISFITS = {
     ),
     "other sizes": (
         lambda state: state | {"state_dict": MLP(hidden_size=9).state_dict()},
-        "this checkpoint does not fit together: W1 is (30, 9), and its hyperparameters make that (30, 8)",
+        "this checkpoint is inconsistent: W1 is (30, 9), but its hyperparameters give (30, 8)",
     ),
     "another vocabulary": (
         lambda state: state | {"state_dict": MLP("abc", hidden_size=8).state_dict()},
-        "this checkpoint does not fit together: C is (4, 10), and its hyperparameters make that (27, 10)",
+        "this checkpoint is inconsistent: C is (4, 10), but its hyperparameters give (27, 10)",
     ),
 }
 
@@ -192,7 +192,7 @@ def test_what_is_broken_gives_way_to_the_one_before(runs, call):
         (older / "last.ckpt", older / "best.ckpt", 2),
     ]:
         break_(broken)
-        warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum is another; "
+        warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum does not match; "
         lines.append(f"{warning}taking {instead}, step {step}, instead")
         status, _, err = call("predict", "--ckpt_path", "last")
         assert (status, err.splitlines()) == (0, [lines[-1], f"checkpoint: {instead}"])
@@ -208,7 +208,7 @@ def test_where_all_are_broken_the_newest_is_named(runs, call):
     for folder in runs:
         for path in folder.glob("*.ckpt"):
             break_(path)
-    broken = f"{runs[1] / 'best.ckpt'}: this checkpoint is broken: its checksum is another"
+    broken = f"{runs[1] / 'best.ckpt'}: this checkpoint is broken: its checksum does not match"
     assert call("predict") == (2, "", f"error: {broken}\n")
     assert not list(Path("lightning_logs").glob("version_2"))
 
@@ -321,13 +321,13 @@ def test_a_run_that_goes_on_in_a_folder_keeps_others_out(runs, call):
 
 @pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
 def test_the_next_start_removes_what_killed_runs_left(runs, call):
-    litter = [folder / ".last.ckpt.123.partial" for folder in runs]
+    litter = [folder / ".last.ckpt.0123456789abcdef.partial" for folder in runs]
     for path in litter:
         path.touch()
-    held = lock(runs[0])  # its run may still be at it
-    assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
-    assert [path.exists() for path in litter] == [True, False]
-    os.close(held)
+    with litter[0].open() as file:  # a process that still writes it
+        checkpointing.fcntl.flock(file, checkpointing.fcntl.LOCK_EX)
+        assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
+        assert [path.exists() for path in litter] == [True, False]
     assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
     assert [path.exists() for path in litter] == [False, False]
 
@@ -338,9 +338,9 @@ def test_what_others_left_is_theirs(flags, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "home" / "project")
     theirs = [
         Path("..", "other", "checkpoints", ".movie.partial"),
-        Path("..", "other", "checkpoints", ".last.ckpt.1.partial"),
+        Path("..", "other", "checkpoints", ".last.ckpt.0123456789abcdef.partial"),
         Path("checkpoints", ".movie.partial"),
-        Path("lightning_logs", "mine", "checkpoints", ".last.ckpt.1.partial"),
+        Path("lightning_logs", "mine", "checkpoints", ".last.ckpt.0123456789abcdef.partial"),
         Path("lightning_logs", "version_0", "checkpoints", ".movie.partial"),
     ]
     for path in theirs:

@@ -15,10 +15,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
+from lightning.pytorch import Trainer
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.checkpoint import BrokenCheckpointError, check, check_resume, load
-from makemore_pl.commands import cli, resume
+from makemore_pl.checkpoint import BrokenCheckpointError, check, load
+from makemore_pl.commands import cli
+from makemore_pl.commands.resume import require_resumable
+from makemore_pl.durable.checkpoints import RunCheckpoint
 
 QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
 
@@ -389,7 +392,7 @@ def test_what_is_too_large_is_not_read(folder):
 @pytest.mark.parametrize("key", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
 def test_a_checkpoint_has_no_file_removed_outside_of_its_folder(key, path, checkpoint):
     state = {"dirpath": "run", key: {path: 2.0} if key == "best_k_models" else path}
-    with pytest.raises(ValueError, match="it names a file outside of its folder"):
+    with pytest.raises(ValueError, match="it names a file outside its folder"):
         check("x.ckpt", checkpoint | {"callbacks": {"ModelCheckpoint": state}})
     for folder in ("run", "../run", "../a/../run"):
         state = {"dirpath": folder, "best_model_path": f"{folder}/best.ckpt", "last_model_path": "other/last.ckpt"}
@@ -507,25 +510,25 @@ def test_what_a_checkpoint_holds_reaches_no_terminal_as_it_is(place, name, check
 def test_a_tensor_of_another_kind_is_refused(value, checkpoint):
     value = value() if callable(value) else value
     hostile = checkpoint | {"state_dict": dict(checkpoint["state_dict"]) | {"b1": value}}
-    with pytest.raises(ValueError, match=r"^x\.ckpt: (not a checkpoint|this checkpoint does not fit)[^\n]+$"):
+    with pytest.raises(ValueError, match=r"^x\.ckpt: (not a checkpoint|this checkpoint is inconsistent)[^\n]+$"):
         check("x.ckpt", hostile)
 
 
-# What a training goes on from.
+# What a training resumes from.
 
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """A checkpoint to resume from, and the forms that the command line holds it against."""
-    forms = []
+    """A checkpoint to resume from, the model, and the Trainer that would resume it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("unfinished"))
-        patch.setattr(resume, "check_resume", lambda path, checkpoint, *of: forms.append(of))
-        for more in ((), ("--ckpt_path", "last", "--trainer.max_steps", "3")):
-            patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK), *more])
-            cli.main()
+        patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK)])
+        cli.main()
         found = load("lightning_logs/version_0/checkpoints/best.ckpt")
-    return {name: value for name, value in found.items() if name != "sealed"}, *forms
+        model = MLP.load_from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")
+    checkpoints = [RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")]
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=checkpoints, max_steps=3)
+    return {name: value for name, value in found.items() if name != "sealed"}, model, trainer
 
 
 STATE = ("optimizer_states", 0, "state")
@@ -537,79 +540,85 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "what"),
+    ("place", "value"),
     [
-        (STATE + (0, "exp_avg"), torch.zeros(2, 2), "optimizer"),
-        (STATE + (0, "exp_avg"), torch.zeros(27, 10, dtype=torch.int64), "optimizer"),
-        (STATE + (0, "exp_avg"), SKEWED, "optimizer"),
-        (STATE + (4, "exp_avg_sq"), torch.zeros(26), "optimizer"),
-        (STATE + (1, "step"), torch.zeros(2), "optimizer"),
-        (STATE + (1, "step"), 1, "optimizer"),
-        (STATE + (1,), {}, "optimizer"),
-        (STATE + (1,), None, "optimizer"),
-        (STATE + (5,), {}, "optimizer"),
-        (STATE + ("0",), {}, "optimizer"),
-        (STATE, [], "optimizer"),
-        (GROUP + ("params",), [0, 1], "param_groups"),
-        (GROUP + ("params",), [4, 3, 2, 1, 0], "param_groups"),
-        (GROUP + ("amsgrad",), True, "param_groups"),
-        (GROUP + ("foreach",), True, "param_groups"),
-        (GROUP + ("betas",), torch.zeros(2), "param_groups"),
-        (GROUP + ("lr",), "fast", "param_groups"),
-        (GROUP, {}, "param_groups"),
-        (("optimizer_states",), [], "optimizer"),
-        (("optimizer_states",), None, "optimizer"),
-        (GROUP + ("initial_lr",), None, "param_groups"),
-        (("validated",), None, "validated"),
-        (("validated", "val/loss"), torch.zeros(1), "validated"),
-        (("loops",), None, "loops"),
-        (FIT_LOOP, {}, "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), "1", "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), -1, "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), 10**40, "fit_loop"),
-        (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None, "fit_loop"),
-        (FIT_LOOP + ("state_dict",), None, "fit_loop"),
-        (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}], "combined_loader"),
-        (("callbacks",), [], "callbacks"),
-        (BEST, {"dirpath": "a", "best_k_models": 5}, "ModelCheckpoint"),
-        (BEST + ("best_k_models",), 5, "ModelCheckpoint"),
-        (BEST + ("best_k_models", "best.ckpt"), torch.zeros(2), "best_k_models"),
-        (BEST + ("best_model_score",), torch.zeros(2), "ModelCheckpoint"),
-        (BEST + ("kth_value",), None, "ModelCheckpoint"),
-        (BEST + ("best_model_path",), None, "ModelCheckpoint"),
-        (("global_step",), -1, "global_step"),
-        (("lr_schedulers",), None, "lr_schedulers"),
-        (("lr_schedulers",), [], "lr_schedulers"),
-        (SCHEDULE + ("last_epoch",), 10**6, "lr_schedulers"),
-        (SCHEDULE + ("base_lrs",), ["fast"], "lr_schedulers"),
-        (SCHEDULE + ("base_lrs",), [0.1, 0.1], "lr_schedulers"),
-        (SCHEDULE + ("_last_lr",), torch.zeros(1), "lr_schedulers"),
-        (SCHEDULE + ("lr_lambdas",), [{"step": "x"}], "lr_schedulers"),
-        (SCHEDULE + ("step",), "not a method", "lr_schedulers"),
-        (("pytorch-lightning_version",), "1.5.0", "version of Lightning"),
-        (("pytorch-lightning_version",), None, "version of Lightning"),
+        (STATE + (0, "exp_avg"), torch.zeros(2, 2)),
+        (STATE + (0, "exp_avg"), torch.zeros(27, 10, dtype=torch.int64)),
+        (STATE + (0, "exp_avg"), SKEWED),
+        (STATE + (4, "exp_avg_sq"), torch.zeros(26)),
+        (STATE + (1, "step"), torch.zeros(2)),
+        (STATE + (1, "step"), 1),
+        (STATE + (1,), {}),
+        (STATE + (1,), None),
+        (STATE + (5,), {}),
+        (STATE + ("0",), {}),
+        (STATE, []),
+        (GROUP + ("params",), [0, 1]),
+        (GROUP + ("params",), [4, 3, 2, 1, 0]),
+        (GROUP + ("amsgrad",), True),
+        (GROUP + ("foreach",), True),
+        (GROUP + ("betas",), torch.zeros(2)),
+        (GROUP + ("lr",), "fast"),
+        (GROUP, {}),
+        (("optimizer_states",), []),
+        (("optimizer_states",), None),
+        (GROUP + ("initial_lr",), None),
+        (("validated",), None),
+        (("validated", "val/loss"), torch.zeros(1)),
+        (("loops",), None),
+        (FIT_LOOP, {}),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), "1"),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), -1),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), 10**40),
+        (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None),
+        (FIT_LOOP + ("state_dict",), None),
+        (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}]),
+        (("callbacks",), []),
+        (BEST, {"dirpath": "a", "best_k_models": 5}),
+        (BEST + ("best_k_models",), 5),
+        (BEST + ("best_k_models", "best.ckpt"), torch.zeros(2)),
+        (BEST + ("best_model_score",), torch.zeros(2)),
+        (BEST + ("kth_value",), None),
+        (BEST + ("best_model_path",), None),
+        (("global_step",), -1),
+        (("lr_schedulers",), None),
+        (("lr_schedulers",), []),
+        (SCHEDULE + ("last_epoch",), 10**6),
+        (SCHEDULE + ("base_lrs",), ["fast"]),
+        (SCHEDULE + ("base_lrs",), [0.1, 0.1]),
+        (SCHEDULE + ("_last_lr",), torch.zeros(1)),
+        (SCHEDULE + ("lr_lambdas",), [{"step": "x"}]),
+        (SCHEDULE + ("step",), "not a method"),
+        (("pytorch-lightning_version",), "1.5.0"),
+        (("pytorch-lightning_version",), None),
     ],
 )
-def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinished):
-    whole, forms = unfinished
+def test_a_training_resumes_only_from_the_form_of_its_own_state(place, value, unfinished):
+    whole, model, trainer = unfinished
     check("x.ckpt", whole)
-    check_resume("x.ckpt", whole, *forms)
+    require_resumable("x.ckpt", whole, model, trainer)
     hostile = copy.deepcopy(whole)
-    inner, (*way, last) = hostile, place
-    for key in way:
-        inner = inner[next(iter(inner)) if inner is hostile["callbacks"] else key]
-    inner[next(iter(inner)) if place == BEST else last] = value
-    message = f"x.ckpt: not a checkpoint to resume from: its {what} is not what this training would save"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_resume("x.ckpt", hostile, *forms)
+    inner, names = hostile, []
+    for number, key in enumerate(place, 1):
+        names.append(next(iter(inner)) if inner is hostile["callbacks"] else key)
+        if number == len(place):
+            inner[names[-1]] = value
+        else:
+            inner = inner[names[-1]]
+    message = r"x\.ckpt: not a checkpoint to resume from: its (.+) is not what this training would save"
+    with pytest.raises(ValueError, match=f"^{message}$") as error:
+        require_resumable("x.ckpt", hostile, model, trainer)
+    named = re.fullmatch(message, str(error.value))[1]
+    changed = ".".join(map(str, names))
+    assert changed.startswith(named) or named.startswith(changed)
 
 
 @pytest.mark.parametrize("name", ["global_step", "loops", "callbacks", "lr_schedulers", "pytorch-lightning_version"])
 def test_a_training_misses_nothing(name, unfinished):
-    whole, forms = unfinished
+    whole, model, trainer = unfinished
     del (hostile := dict(whole))[name]
     with pytest.raises(ValueError, match=r"^x.ckpt: not a checkpoint to resume from: its "):
-        check_resume("x.ckpt", hostile, *forms)
+        require_resumable("x.ckpt", hostile, model, trainer)
 
 
 def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call):
@@ -622,7 +631,9 @@ def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call)
     more = *QUICK[:2], "--trainer.max_steps", 6
     status, out, err = call("fit", "--ckpt_path", "x.ckpt", *more)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: x.ckpt: not a checkpoint to resume from: its optimizer is not ")
+    assert err.startswith(
+        "error: x.ckpt: not a checkpoint to resume from: its optimizer_states.0.state.0.exp_avg is not "
+    )
     assert sorted(folder.iterdir()) == before
     assert call("fit", "--ckpt_path", "whole.ckpt", *more)[0] == 0
 

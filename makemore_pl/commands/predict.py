@@ -1,17 +1,19 @@
-"""`predict`: its options, and the way of its names to stdout or a file."""
+"""`predict`: its options, and the writing of names to stdout or a file."""
 
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import recv_object_list, send_object_list
 
+from makemore_pl.durable.files import writing
 from makemore_pl.sampling import CHUNK, Sampler
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.wordlist import Normalization, normalize, read_words
@@ -90,28 +92,31 @@ class Request(Sampler):
 
 
 class NamesWriter(Callback):
-    """Writes names as they come and in order, whichever device drew them.
+    """Writes names in order as they come, from whichever device drew them.
 
     Args:
-        request: says how and where.
+        request: the names, their format and the output.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.partial: Path | None = None
+        self.opened: ExitStack | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the file; one that is there already keeps its content until the new one is complete."""
+        """Opens the output; an existing file is replaced only when the new one is complete.
+
+        Raises:
+            ValueError: if it cannot be written.
+        """
         self.file: TextIO = sys.stdout
-        if trainer.is_global_zero and self.request.output is not None:
-            path = Path(self.request.output)
-            ordinary = path.is_file() or not path.exists()  # pipes and the like are written to as they are
-            path = path.with_name(f".{path.name}.{os.getpid()}") if ordinary else path
+        output = self.request.output
+        if trainer.is_global_zero and output is not None:
+            self.opened = ExitStack()
             try:
-                self.file = path.open("w", encoding="utf-8", newline="\n")
+                binary = self.opened.enter_context(writing(output))
             except OSError as error:
-                raise ValueError(f"output {self.request.output}: cannot be written ({error.strerror})") from None
-            self.partial = path if ordinary else None
+                raise ValueError(f"output {output}: cannot be written ({error.strerror})") from None
+            self.file = TextIOWrapper(binary, encoding="utf-8", newline="\n")
         if trainer.is_global_zero and self.request.format == "csv":
             self._write_csv([COLUMNS])
 
@@ -153,15 +158,12 @@ class NamesWriter(Callback):
         csv.writer(self.file, lineterminator="\n").writerows(rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the file in its place."""
-        if self.file is not sys.stdout:
-            self.file.close()
-        if self.partial is not None:
-            assert self.request.output is not None
-            self.partial.replace(self.request.output)
+        """Moves the complete file to its name."""
+        if self.opened is not None:
+            self.file.flush()
+            self.opened.close()
 
-    def on_exception(self, *_: Any) -> None:
-        """Leaves what was there before."""
-        if self.partial is not None:
-            self.file.close()
-            self.partial.unlink(missing_ok=True)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keeps the file that was there before."""
+        if self.opened is not None:
+            self.opened.__exit__(type(exception), exception, exception.__traceback__)
