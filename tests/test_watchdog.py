@@ -1,4 +1,4 @@
-"""Runs on two processes that are hurt, by faults.py. Each must end; within the promised ten seconds, if quiet."""
+"""Runs on two processes with faults, made by faults.py. Each run must end; on a quiet machine within ten seconds."""
 
 import json
 import os
@@ -31,17 +31,18 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
     assert result["left"] == []
     assert result["step"] >= 10  # of a checkpoint that can be read
     said = [line for line in result["said"].split("\n") if line.startswith("error: ")]
-    # A signal may come at a moment between trainings, when there is nothing to go on with.
-    way_on = "(: ended all processes of this run)(; the same command with --ckpt_path last goes on)?"
-    gone = "|the program .* is gone" if whom == "launcher" else ""  # it dies of the signal, which may be seen first
+    # Before the first checkpoint there is nothing to resume from.
+    end = ": ended all processes of this run"
+    end += "(; the same command with --ckpt_path last resumes from the last checkpoint)?"
+    gone = "|the program .* has ended" if whom == "launcher" else ""  # it dies of the signal, which may be seen first
     expected = {
-        "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{way_on}",
-        "sleep": rf"error: process \d has stood still for \d+ seconds{way_on}",
+        "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{end}",
+        "sleep": rf"error: process \d has stood still for \d+ seconds{end}",
         # The survivors may learn of it from the exchange or from whoever launched them.
-        "SIGKILL": rf"error: (lost touch with another process|SIGTERM|SIGINT|the program .* is gone){way_on}",
-        "SIGTERM": rf"error: (SIGTERM|SIGINT{gone}){way_on}",
-        "SIGINT": rf"error: (SIGINT|SIGTERM{gone}){way_on}",
-        "error": rf"error: (lost touch with another process|SIGTERM){way_on}",
+        "SIGKILL": rf"error: (lost the connection to another process|SIGTERM|SIGINT|the program .* has ended){end}",
+        "SIGTERM": rf"error: (SIGTERM|SIGINT{gone}){end}",
+        "SIGINT": rf"error: (SIGINT|SIGTERM{gone}){end}",
+        "error": rf"error: (lost the connection to another process|SIGTERM){end}",
     }[fault]
     assert all(re.fullmatch(expected, line) for line in said), said
     # Of the others, whoever launched them may have ended the last one before it could speak.

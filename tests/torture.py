@@ -296,7 +296,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
         for number in signals:
             folder = root / f"twice_{number}"
             send(folder, "minibatch", "a validation", number, times=2)
-            counts["second not at once"] += ": ended at once" not in (folder / "log").read_text()
+            counts["second not at once"] += " at once" not in (folder / "log").read_text()
             assert wait(forked(fit, folder, flags["minibatch"], None, True)[0]) == 0
             counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
     return counts

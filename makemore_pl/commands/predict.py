@@ -22,17 +22,17 @@ COLUMNS = ["name", "log_probability", "perplexity", "where"]
 
 
 class Request(Sampler):
-    """Names to draw, or words to score, and how they are written.
+    """Names to draw or words to score, and their output.
 
     Args:
         format: `text`, a name a line; `jsonl` or `csv`, with each name's log-probability (natural, of the whole name
-            with its end, at temperature 1), its perplexity per character, and where it stands: train, val, test, new.
+            including its end, at temperature 1), its perplexity per character, and its split: train, val, test, new.
         output: the file to write to; stdout if omitted.
         score: score the words of this list, or of stdin (`-`), instead of drawing new ones. As `text`:
-            log-probability, perplexity and word, with tabs between. Of the other options format and output apply.
+            log-probability, perplexity and word, separated by tabs. Only format and output apply to it.
 
     Raises:
-        ValueError: if an option of `Sampler` is out of its range, or words are to be scored and drawn.
+        ValueError: if an option of `Sampler` is out of its range, or does not apply to scoring.
     """
 
     def __init__(
@@ -45,32 +45,28 @@ class Request(Sampler):
     ) -> None:
         super().__init__(*args, **kwargs)
         if score is not None and (self.prompt or self.is_picky):
-            raise ValueError(
-                "score takes words as they are: leave out prompt, unique and novel, which are for new ones"
-            )
+            raise ValueError("score takes words as they are: omit prompt, unique and novel, which are for new ones")
         self.format = format
         self.output = output
         self.words: list[str] | None = None
         self.score = score
 
     def __iter__(self) -> Iterator[Any]:
-        """Gives the numbers of the chunks to draw, or chunks of words to score."""
+        """Yields the numbers of the chunks to draw, or chunks of words to score."""
         if self.words is None:
             return super().__iter__()
         return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
 
     def prepare(self, vocabulary: Vocabulary, normalization: Normalization, source: Path) -> None:
-        """Puts prompt and words into the form of the list.
-
-        Refuses what the model cannot read, and a file that is not to be written, before anything is.
+        """Normalizes the prompt, reads and normalizes the words to score, and checks both before any output.
 
         Args:
             vocabulary: of the model.
             normalization: the Unicode form of its list.
-            source: the list that names are looked up in.
+            source: the list in which names are looked up.
 
         Raises:
-            ValueError: if so, or the list to score cannot be read.
+            ValueError: if the model does not know a character, a list cannot be read, or the output is a list.
         """
         self.prompt = normalize(self.prompt, normalization)
         for path in [source, Path(self.score or "-")]:
@@ -87,7 +83,7 @@ class Request(Sampler):
                 self.where([""])
             except ValueError as error:
                 raise ValueError(
-                    f"{error} (novel, jsonl and csv look names up there; --data.path names another)"
+                    f"{error} (novel, jsonl and csv look names up in it; --data.path names another)"
                 ) from None
 
 
@@ -123,7 +119,7 @@ class NamesWriter(Callback):
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Writes one chunk, which the first rank may have to fetch from another."""
+        """Writes one chunk, which another rank may have to send to the first."""
         owner = batch_idx % trainer.world_size
         if owner and owner == trainer.global_rank:
             send_object_list([outputs], dst=0, device=pl_module.device)
@@ -135,7 +131,7 @@ class NamesWriter(Callback):
             self.write(pl_module, *((outputs, None) if self.request.words is None else (batch, outputs)))
 
     def write(self, model: Any, names: list[str], scores: list[float] | None) -> None:
-        """Writes names, with their log-probabilities where there are any or the format wants them."""
+        """Writes names, with log-probabilities if they are given or the format contains them."""
         if self.request.format == "text" and scores is None:
             self.file.writelines(f"{name}\n" for name in names)
             return

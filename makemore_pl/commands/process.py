@@ -1,4 +1,4 @@
-"""Settings of the whole process: which stock messages are dropped, how memory is kept, whom it ends with."""
+"""Settings of the whole process: dropped stock messages, memory, and its end together with the parent process."""
 
 import contextlib
 import ctypes
@@ -9,11 +9,11 @@ import warnings
 
 
 def silence_stock_noise() -> None:
-    """Drops the lines that Lightning prints on every run and that ask nothing of anybody; real warnings stay."""
+    """Drops lines that Lightning prints on every run and that need no action; other warnings stay."""
     noise = (
         *("💡 Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_"),
         *("Using 16bit Automatic", "Using bfloat16 Automatic", "Restoring states from the", "Restored all states from"),
-        "You are using a CUDA device",  # and should choose: --matmul_precision
+        "You are using a CUDA device",  # it recommends what --matmul_precision does
         *("Initializing distributed: ", f"{'-' * 100}\ndistributed_backend="),
     )
     for name in (
@@ -22,9 +22,9 @@ def silence_stock_noise() -> None:
         "lightning.fabric.utilities.distributed",
     ):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(noise))
-    # torch renamed the first, Lightning still uses it; the second is false, since steps are counted across epochs;
-    # the third is what happens to a run that begins from a file of another; the fourth is false, since batches follow
-    # from the step; the fifth is what happens to one that resumes; the sixth we refuse.
+    # Torch renamed the first, which Lightning still uses. The second is wrong, as steps are counted across epochs. The
+    # third is normal for a run that starts from a checkpoint in another folder. The fourth is wrong, as batches follow
+    # from the step. The fifth is normal for a resumed run. The sixth comes with an error of ours.
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
         "The number of training batches .+ is smaller",
@@ -37,9 +37,9 @@ def silence_stock_noise() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: by default it returns every block of some megabytes to the system.
+    """Makes glibc keep freed memory instead of returning every block of some megabytes to the system.
 
-    Each step would get the same blocks back page by page, which is a quarter of its time on counted rows.
+    Otherwise each step gets the same blocks back page by page, a quarter of its time on counted rows.
     """
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, gigabyte = -1, -3, 2**30
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library

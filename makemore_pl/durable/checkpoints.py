@@ -70,14 +70,14 @@ def pack(checkpoint: dict[str, Any]) -> memoryview:
 
 
 def find(name: str, root: str | Path) -> Iterator[Path]:
-    """Finds `best` or `last` of the newest run, and then what can replace it, the nearest first.
+    """Finds `best` or `last` of the newest run, then those that can replace it, the nearest first.
 
     Args:
         name: `best` or `last`.
         root: the folder that holds `lightning_logs`.
 
     Yields:
-        The file that is meant, the other one of its run, and so on with the run before. The first may not exist.
+        The file itself, the other one of its run, then those of the run before, and so on. The first may not exist.
     """
     newest: dict[Path, float] = {}
     for path in Path(root, "lightning_logs").glob("version_*/checkpoints/*.ckpt"):
@@ -91,12 +91,12 @@ def find(name: str, root: str | Path) -> Iterator[Path]:
 
 
 class RunFolder(TensorBoardLogger):
-    """TensorBoard's logger with a run folder that no other process takes at the same moment.
+    """TensorBoard's logger with a new run folder that no other process can take at the same moment.
 
     Args:
-        save_dir: the folder that holds those of the runs, under `name`.
-        name: its folder.
-        version: the name of a run's folder, to resume in it; None for a new one, `version_N`.
+        save_dir: the folder that holds `name`.
+        name: the folder that holds those of the runs.
+        version: the folder of a run to resume in; None for a new one, `version_N`.
         options: of Lightning's logger.
     """
 
@@ -108,7 +108,7 @@ class RunFolder(TensorBoardLogger):
 
     @property
     def version(self) -> int | str:
-        """The number of the run, and of its folder; the folder is made when this is first asked for."""
+        """The number of the run, and of its folder, which is made when this property is first read."""
         if self.taken is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             numbers = (path.name.removeprefix("version_") for path in Path(self.root_dir).glob("version_*"))
             number = max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1
@@ -202,7 +202,7 @@ def lock(folder: Path) -> int | None:
 class RunCheckpoint(ModelCheckpoint):
     """`best` or `last` of a run, saved after each validation.
 
-    There Lightning resumes with the state of a run that never stopped, its counters included; at the end of an epoch it
+    From there Lightning resumes with the exact state, counters included; from a checkpoint of the end of an epoch it
     would call the hooks of that end twice.
 
     Args:
@@ -223,16 +223,15 @@ class RunCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Its own, so that a ModelCheckpoint of the user can have the same options."""
+        """Differs from that of a user's ModelCheckpoint with the same options."""
         return f"{type(self).__name__} {self.filename}"
 
     @property
     def path(self) -> Path:
-        """Where it saves."""
+        """The file that it writes."""
         return Path(self.format_checkpoint_name({}))
 
     def save(self, trainer: Trainer) -> None:
-        """Saves at once."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -240,27 +239,26 @@ class RunCheckpoint(ModelCheckpoint):
         self.saved = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, but after a validation that a signal brought about: a run that never stopped has none there."""
+        """Saves, except after a validation caused by a signal: an uninterrupted run has none there."""
         if not self.paused:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was never validated, and that EarlyStopping ended the run."""
+        """Saves steps that were not validated, and the state of an EarlyStopping that ended the run."""
         super().on_train_end(trainer, pl_module)
         ended = any(stopped_early(each.state_dict()) for each in trainer.early_stopping_callbacks)
         if self.monitor is None and not self.paused and (ended or self.saved != trainer.global_step):
             self.save(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Looks whether the run resumes in its folder, which may have been moved."""
+        """Notes whether the run resumes in its own folder, which may have been moved."""
         folder = os.path.realpath(Path(str(trainer.ckpt_path)).parent)
         self.resumed_in_folder = folder == os.path.realpath(str(self.dirpath))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best score along.
+        """Restores the best score, also if the folder has another name, as from another current folder.
 
-        Lightning forgets it where the name of the folder is another, as it is from another current folder, and would
-        let a worse checkpoint replace the best.
+        Lightning would drop it, and replace the best checkpoint by a worse one.
         """
         if self.resumed_in_folder:
             state_dict = rename_folder(state_dict, str(self.dirpath))
@@ -269,12 +267,12 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def stopped_early(state: Any) -> bool:
-    """Whether the state of an EarlyStopping says that it ended its run."""
+    """Whether an EarlyStopping with this state ended its run."""
     return isinstance(state, dict) and (state.get("stopped_epoch", 0) > 0 or state["wait_count"] >= state["patience"])
 
 
 def rename_folder(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Gives what a ModelCheckpoint knows of its folder the folder's present name."""
+    """Renames the folder in the state of a ModelCheckpoint."""
     before = state["dirpath"]
 
     def renamed(path: str) -> str:
