@@ -535,7 +535,7 @@ STATE = ("optimizer_states", 0, "state")
 SCHEDULE = ("lr_schedulers", 0)
 GROUP = ("optimizer_states", 0, "param_groups", 0)
 FIT_LOOP = ("loops", "fit_loop")
-BEST = ("callbacks", 0)
+BEST = ("callbacks", "RunCheckpoint best")
 SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room for it, but not behind its beginning
 
 
@@ -563,8 +563,8 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
         (("optimizer_states",), []),
         (("optimizer_states",), None),
         (GROUP + ("initial_lr",), None),
-        (("validated",), None),
-        (("validated", "val/loss"), torch.zeros(1)),
+        (("callbacks", "KeepMetrics"), None),
+        (("callbacks", "KeepMetrics", "val/loss"), torch.zeros(1)),
         (("loops",), None),
         (FIT_LOOP, {}),
         (FIT_LOOP + ("epoch_progress", "current", "processed"), "1"),
@@ -598,18 +598,15 @@ def test_a_training_resumes_only_from_the_form_of_its_own_state(place, value, un
     check("x.ckpt", whole)
     require_resumable("x.ckpt", whole, model, trainer)
     hostile = copy.deepcopy(whole)
-    inner, names = hostile, []
-    for number, key in enumerate(place, 1):
-        names.append(next(iter(inner)) if inner is hostile["callbacks"] else key)
-        if number == len(place):
-            inner[names[-1]] = value
-        else:
-            inner = inner[names[-1]]
+    inner, (*way, last) = hostile, place
+    for key in way:
+        inner = inner[key]
+    inner[last] = value
     message = r"x\.ckpt: not a checkpoint to resume from: its (.+) is not what this training would save"
     with pytest.raises(ValueError, match=f"^{message}$") as error:
         require_resumable("x.ckpt", hostile, model, trainer)
     named = re.fullmatch(message, str(error.value))[1]
-    changed = ".".join(map(str, names))
+    changed = ".".join(map(str, place))
     assert changed.startswith(named) or named.startswith(changed)
 
 

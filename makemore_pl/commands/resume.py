@@ -8,12 +8,12 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, zeros
-from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.checkpoint import FLOATS, BrokenCheckpointError, find_tensors, read, refuse_url
 from makemore_pl.commands.messages import say
 from makemore_pl.durable.checkpoints import find, stopped_early
 from makemore_pl.model import MLP
+from makemore_pl.optimization import Schedule
 
 
 def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
@@ -119,9 +119,9 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
         for key, part in inside:
             require_form(f"{place}.{str(key)[:60]}", found[key], part)
 
-    names = "global_step", "loops", "callbacks", "lr_schedulers", "optimizer_states", "validated"
+    names = "global_step", "loops", "callbacks", "lr_schedulers", "optimizer_states"
     parts: list[Any] = [checkpoint.get(name) for name in names]
-    step, loops, callbacks, schedules, states, validated = parts
+    step, loops, callbacks, schedules, states = parts
     version = str(checkpoint.get("pytorch-lightning_version"))  # Lightning would convert the state of older ones
     require(re.fullmatch(r"2(\.\d+)+\w*", version) is not None, "pytorch-lightning_version")
     require_form("global_step", step, 0)
@@ -133,12 +133,14 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
     for key, state in callbacks.items():
         require(isinstance(key, str), "callbacks")
         other = EarlyStopping("").state_dict() if key.startswith("EarlyStopping") else dict
+        if key == "KeepMetrics":
+            other = {name: 0.0 for name in state if isinstance(name, str)} if isinstance(state, dict) else {}
         require_form(f"callbacks.{key[:60]}", state, forms.get(key, other))
     if type(model).configure_optimizers is not MLP.configure_optimizers:
         return  # the form of its optimizers and schedulers is not known
 
     optimizer = model.make_optimizer()
-    require_form("lr_schedulers", schedules, [LambdaLR(optimizer, lambda step: 1.0).state_dict()])
+    require_form("lr_schedulers", schedules, [Schedule(optimizer, "constant", 1, lambda: 1.0).state_dict()])
     require(schedules[0]["last_epoch"] == step, "lr_schedulers.0.last_epoch")
     require_form("optimizer_states", states, [{"state": dict, "param_groups": [dict]}])
     (group,), (ours,) = states[0]["param_groups"], optimizer.param_groups
@@ -153,4 +155,3 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
         tensor = ours["params"][place]
         adamw = {"step": zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
         require_form(f"optimizer_states.0.state.{place}", moments, adamw if "betas" in ours else {})
-    require_form("validated", validated, dict.fromkeys(validated, 0.0) if isinstance(validated, dict) else {})
