@@ -428,3 +428,44 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(small_disk, call):
     status, out, err = call("fit", "--data.num_words", 50, "--trainer.default_root_dir", small_disk)
     assert (status, out) == (2, "")
     assert err.endswith(f"error: {small_disk / 'lightning_logs'}: read-only file system\n")
+
+
+# Runs with other names.
+
+LOGGERS = {
+    "another name": "{class_path: TensorBoardLogger, init_args: {save_dir: ., name: exp1}}",
+    "another kind": "{class_path: CSVLogger, init_args: {save_dir: logs}}",
+    "both": "[{class_path: CSVLogger, init_args: {save_dir: logs/, name: exp1, version: mine}}]",
+    "none": "false",
+}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_the_newest_run_is_found_however_it_is_named(logger, runs, call):
+    Path("recipe.yaml").write_text(f"trainer: {{logger: {LOGGERS[logger]}}}\n")
+    before = set(Path.cwd().rglob("*.ckpt"))
+    quick = "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", 3
+    status, _, err = call("fit", "--config", "recipe.yaml", *quick)
+    assert status == 0, err
+    best, last = sorted(set(Path.cwd().rglob("*.ckpt")) - before)
+    assert (best.name, last.name) == ("best.ckpt", "last.ckpt")
+    assert call("predict")[::2] == (0, f"checkpoint: {best.relative_to(Path.cwd())}\n")
+    status, _, err = call("fit", "--ckpt_path", "last", "--config", "recipe.yaml", *quick[:-1], 5)
+    assert status == 0, err
+    assert f"resuming {last.relative_to(Path.cwd())}, step 3\n" in err
+
+
+def test_runs_of_another_root_or_program_are_not_found(runs, call, tmp_path):
+    quick = "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", 3
+    assert call("fit", *quick, "--trainer.default_root_dir", "wide")[0] == 0
+    foreign = tmp_path / "a" / "b" / "checkpoints" / "last.ckpt"
+    foreign.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, foreign)
+    assert call("predict", "--ckpt_path", "last")[::2] == (0, f"checkpoint: {runs[1] / 'last.ckpt'}\n")
+    wide = Path("wide") / RUN / "best.ckpt"
+    assert call("predict", "--trainer.default_root_dir", "wide")[::2] == (0, f"checkpoint: {wide}\n")
+    status, _, err = call("predict", "--trainer.default_root_dir", "a")
+    places = "lightning_logs/version_*/checkpoints", "checkpoints", "*/*/checkpoints", "*/*/*/checkpoints"
+    looked = ", ".join(f"a/{place}" for place in places)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: no checkpoint found: looked in {looked}; train first")

@@ -139,6 +139,83 @@ def test_no_code_runs_from_a_checkpoint(kind, folder, checkpoint, call, monkeypa
     assert sorted(folder.iterdir()) == before
 
 
+@pytest.fixture
+def slurm(monkeypatch):
+    """One task of a job."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for name, value in {
+        "JOB_ID": 17,
+        "NTASKS": 1,
+        "NTASKS_PER_NODE": 1,
+        "NNODES": 1,
+        "PROCID": 0,
+        "LOCALID": 0,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_NODEID", "0")
+
+
+MODES = [[], ["--trainer.enable_checkpointing", "false"], ["--trainer.fast_dev_run", "true"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_code_runs_from_a_checkpoint_that_lightning_finds(mode, folder, checkpoint, call, slurm):
+    model = MLP(hidden_size=8)
+    torch.save(checkpoint | {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, "x.ckpt")
+    (folder / "hpc_ckpt_1.ckpt").write_bytes(HOSTILE["zip"](checkpoint, Canary(folder / "canary")))
+    for command in [*COMMANDS, ["lr_find", *QUICK[:2], "--num_steps", 3]]:
+        path = [] if command[0] in ("fit", "lr_find") else ["--ckpt_path", "x.ckpt"]
+        status, _, err = call(*command, *path, *(mode if command[0] != "export" else []))
+        assert status == 0, (command, err)
+        assert not (folder / "canary").exists()
+        if command[0] != "lr_find":
+            assert "not used: hpc_ckpt_1.ckpt, saved when a job was requeued" in err
+    for more in (["--trainer.logger", "false"], ["--config", "own.yaml"]):
+        (folder / "own.yaml").write_text("trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: own}}}")
+        status, _, err = call("fit", *QUICK, *more, *mode)
+        if "--trainer.fast_dev_run" not in mode:
+            assert status == 2
+            message = f"error: {folder / 'hpc_ckpt_1.ckpt'}: Lightning would resume from this"
+            assert err.splitlines()[-1].startswith(message)
+        assert not (folder / "canary").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_code_runs_from_what_an_exception_left(mode, folder, checkpoint, call, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    hostile = HOSTILE["zip"](checkpoint, Canary(folder / "canary"))
+    (folder / "on_exception.ckpt").write_bytes(hostile)
+    (folder / "x.yaml").write_text(
+        "trainer: {callbacks: [{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]}"
+    )
+    status, _, err = call("fit", "--config", "x.yaml", *QUICK, *mode)
+    assert status == 2
+    if "--trainer.enable_checkpointing" not in mode:  # which Lightning refuses by itself
+        assert err.endswith(
+            "error: ./on_exception.ckpt: Lightning would resume from this checkpoint of an earlier run; "
+            "request it with --ckpt_path, or move it to another folder\n"
+        )
+    assert not (folder / "canary").exists()
+    assert (folder / "on_exception.ckpt").read_bytes() == hostile
+
+
+def test_under_slurm_the_requested_checkpoint_is_used(folder, call, slurm, monkeypatch):
+    """A genuine checkpoint of a requeued job, in its place, takes the place of none."""
+    assert call("fit", *QUICK)[0] == 0
+    best = "lightning_logs/version_0/checkpoints/best.ckpt"
+    names = call("predict", "--ckpt_path", best)[1]
+    assert call("fit", *QUICK, "--model.seed", 5, "--trainer.max_steps", 4)[0] == 0
+    (folder / "lightning_logs/version_1/checkpoints/last.ckpt").rename("hpc_ckpt_3.ckpt")
+    status, out, err = call("predict", "--ckpt_path", best)
+    assert (status, out) == (0, names), err
+    status, _, err = call("fit", *QUICK)
+    assert (status, "resuming" in err) == (0, False), err
+    assert load("lightning_logs/version_2/checkpoints/last.ckpt")["global_step"] == 2
+    status, _, err = call("fit", *QUICK, "--ckpt_path", "hpc_ckpt_3.ckpt", "--trainer.max_steps", 6)
+    assert status == 0, err
+    assert "resuming hpc_ckpt_3.ckpt, step 4\n" in err
+
+
 def test_the_canary_sings(folder, checkpoint):
     """What the tests rely on: read as pickles, these files act."""
     for kind in ("zip", "legacy"):

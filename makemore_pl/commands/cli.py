@@ -38,11 +38,17 @@ from makemore_pl.commands.messages import fail, open_streams, say, write_utf8
 from makemore_pl.commands.parser import Parser, model_class, name_flag, trust
 from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
-from makemore_pl.commands.resume import find_checkpoint, require_resumable
+from makemore_pl.commands.resume import (
+    RequestedCheckpoints,
+    avoid_requeued,
+    find_checkpoint,
+    refuse_exception_checkpoint,
+    require_resumable,
+)
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
 from makemore_pl.comparison import show
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints
+from makemore_pl.durable.checkpoints import RunFolder
 from makemore_pl.durable.interruption import ending_quietly
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP
@@ -242,9 +248,11 @@ class CLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "fit":
             ours += fit_callbacks(trainer, options.pictures, options.data.hparams["steps_per_execution"] > 1)
-            kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
-        if self.subcommand in TRAINING and trainer.logger in (None, True):
-            kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
+        writes, run = self.subcommand in TRAINING and not trainer.fast_dev_run, None
+        if writes and trainer.logger in (None, True):
+            run = kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
+        kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, writes, run)
+        kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(options.get("ckpt_path"))]
         return cast(Trainer, super().instantiate_trainer(callbacks=[*as_list(trainer.callbacks), *ours], **kwargs))
 
     def after_instantiate_classes(self) -> None:
@@ -253,6 +261,7 @@ class CLI(LightningCLI):
             raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(options.trainer.precision, self.trainer.strategy.root_device)
         if self.checkpoint is None:
+            refuse_exception_checkpoint(self.trainer)
             return
         require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
         if self.subcommand == "fit":

@@ -3,6 +3,7 @@
 Shapes: T block size (context length), E embedding dimension, H hidden units, V vocabulary size, of each network.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -24,7 +25,7 @@ def average(models: Sequence[MLP]) -> MLP:
         C (V, sum E), W1 (T * sum E, sum H), b1 (sum H), W2 (sum H, V), b2 (V).
 
     Raises:
-        ValueError: if the list is empty, or vocabularies or block sizes differ.
+        ValueError: if the list is empty, vocabularies or block sizes differ, or two networks have the same weights.
     """
     if not models:
         raise ValueError("an average needs one network or more")
@@ -32,6 +33,9 @@ def average(models: Sequence[MLP]) -> MLP:
         values = {model.hparams[name] for model in models}
         if len(values) > 1:
             raise ValueError(f"networks of different {name} have no average: {', '.join(map(repr, sorted(values)))}")
+    for (i, one), (j, other) in itertools.combinations(enumerate(models, 1), 2):
+        if all(map(torch.equal, one.parameters(), other.parameters())):
+            raise ValueError(f"checkpoints {i} and {j} of the average have the same weights: name different networks")
     T, E = models[0].block_size, [model.C.shape[1] for model in models]
     H = sum(len(model.b1) for model in models)
     whole = MLP(**{**models[0].hparams, "embedding_dim": sum(E), "hidden_size": H})

@@ -5,13 +5,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, OnExceptionCheckpoint
 from torch import Tensor, zeros
 
 from makemore_pl.checkpoint import FLOATS, BrokenCheckpointError, find_tensors, read, refuse_url
 from makemore_pl.commands.messages import say
-from makemore_pl.durable.checkpoints import find, stopped_early
+from makemore_pl.durable.checkpoints import PLACES, RunFolder, WholeCheckpoints, find, stopped_early
 from makemore_pl.model import MLP
 from makemore_pl.optimization import Schedule
 
@@ -21,7 +22,7 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
 
     Args:
         ckpt_path: a file; or `best` (as None) or `last`, of the newest run.
-        root: the folder that holds `lightning_logs`; None for the current one.
+        root: the folder that holds the runs; None for the current one.
 
     Returns:
         Its path and its content.
@@ -49,10 +50,73 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
         if problem is not None:
             say(f"warning: {problem}; taking {path}, step {checkpoint.get('global_step', 0):,}, instead")
         return str(path), checkpoint
-    logs = Path(root or "") / "lightning_logs"
     raise problem or ValueError(
-        f"no checkpoint under {logs}: train first (python -m makemore_pl fit) or name a file with --ckpt_path"
+        f"no checkpoint found: looked in {', '.join(str(Path(root or '', place)) for place in PLACES)}; "
+        "train first (python -m makemore_pl fit), or name a file with --ckpt_path"
     )
+
+
+NOT_REQUESTED = (
+    "Lightning would resume from this checkpoint of an earlier run; "
+    "request it with --ckpt_path, or move it to another folder"
+)
+
+
+class RequestedCheckpoints(WholeCheckpoints):
+    """Lets the Trainer load the checkpoint that the command names, and those that this process saved; no others.
+
+    Lightning looks for checkpoints by itself: under SLURM, and if there is an OnExceptionCheckpoint.
+
+    Args:
+        requested: the checkpoint that the command names, if any.
+    """
+
+    def __init__(self, requested: str | None) -> None:
+        self.allowed = {requested}
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        super().save_checkpoint(checkpoint, path, storage_options)
+        self.allowed.add(str(path))  # Lightning's finders restore what they saved
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Loads a checkpoint.
+
+        Raises:
+            ValueError: if it was not requested.
+        """
+        if str(path) not in self.allowed:
+            raise ValueError(f"{path}: {NOT_REQUESTED}")
+        return super().load_checkpoint(path, *args, **kwargs)
+
+
+def avoid_requeued(root: str | None, writes: bool, run: RunFolder | None) -> str | None:
+    """Returns a `default_root_dir` that holds no checkpoint which Lightning would load by itself.
+
+    Under SLURM, Lightning saves `hpc_ckpt_N.ckpt` there when a job is requeued (SIGUSR1), and loads it in every later
+    command instead of the requested checkpoint. In the folder of a run's checkpoints there is none when it begins, and
+    `--ckpt_path last` finds it later. Where a logger of the user decides about folders, `RequestedCheckpoints` refuses.
+
+    Args:
+        root: the folder that holds the runs; None for the current one.
+        writes: whether the command writes a run.
+        run: the logger of a training; None for loggers of the user.
+    """
+    if not SLURMEnvironment.detect() or (writes and run is None):
+        return root
+    if found := sorted(Path(root or ".").glob("hpc_ckpt_*.ckpt")):
+        say(f"not used: {found[-1]}, saved when a job was requeued; --ckpt_path {found[-1]} requests it")
+    return str(Path(run.log_dir, "checkpoints") if run is not None else Path(root or ".", "lightning_logs"))
+
+
+def refuse_exception_checkpoint(trainer: Trainer) -> None:
+    """Refuses to begin a new run where an OnExceptionCheckpoint would resume an earlier one, and overwrite its file.
+
+    Raises:
+        ValueError: if so; it names the file.
+    """
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, OnExceptionCheckpoint) and Path(callback.ckpt_path).exists():
+            raise ValueError(f"{callback.ckpt_path}: {NOT_REQUESTED}")
 
 
 def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer: Trainer) -> None:
