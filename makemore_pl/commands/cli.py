@@ -37,7 +37,7 @@ from makemore_pl.commands.lr_find import Found, find_lr
 from makemore_pl.commands.messages import fail, open_streams, say, write_utf8
 from makemore_pl.commands.parser import Parser, model_class, name_flag, trust
 from makemore_pl.commands.predict import NamesWriter, Request
-from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
+from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.resume import (
     RequestedCheckpoints,
     avoid_requeued,
@@ -340,7 +340,6 @@ def main() -> None:
     open_streams()
     silence_stock_noise()
     keep_freed_memory()
-    end_with_parent()
     choose_threads(0)  # reading and counting are small operations
     try:
         with ending_quietly():

@@ -83,7 +83,7 @@ class Request(Sampler):
                 self.where([""])
             except ValueError as error:
                 raise ValueError(
-                    f"{error} (novel, jsonl and csv look names up in it; --data.path names another)"
+                    f"{error} (novel, jsonl and csv look names up there; --data.path names another)"
                 ) from None
 
 

@@ -4,7 +4,8 @@ import contextlib
 import ctypes
 import logging
 import os
-import signal
+import threading
+import time
 import warnings
 
 
@@ -48,9 +49,26 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, gigabyte)
 
 
+PARENT = "MAKEMORE_PL_PARENT"
+"""The environment variable by which a process tells those that Lightning launches from it its process id."""
+
+
 def end_with_parent() -> None:
-    """Has Linux end a process that Lightning launched once its parent is gone, also before the watchdog is awake."""
-    if os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ:
-        PR_SET_PDEATHSIG = 1
-        with contextlib.suppress(AttributeError, OSError, TypeError):  # another system
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Ends a process that Lightning or torchrun launched within a second after its parent has ended.
+
+    Called before the imports, so that no moment is uncovered: the watchdog starts with the training. A parent that has
+    ended even before this call is noticed by its process id, which only Lightning passes on.
+    """
+    given, os.environ[PARENT] = os.environ.get(PARENT), str(os.getpid())
+    by_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    by_lightning = not by_torchrun and os.environ.get("LOCAL_RANK", "0") != "0" and given is not None
+    if os.name != "posix" or not (by_torchrun or by_lightning):  # on Windows getppid never changes
+        return
+    parent = given if by_lightning else str(os.getppid())
+
+    def watch() -> None:
+        while str(os.getppid()) == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

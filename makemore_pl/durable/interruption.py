@@ -2,9 +2,10 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -19,23 +20,54 @@ PATIENCE = 8
 """Seconds from a signal until the program ends, even if a step, a validation or a checkpoint is not finished."""
 
 
+taken = threading.Event()
+"""Set when an `Interruption` has received the signal: it ends the program by itself."""
+
+
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Within the block, signals end the program without a message, with exit status 130 or 143."""
+    """Within the block, signals end the program without a message, with exit status 130 or 143.
+
+    They do so even if the main thread is in a call that does not return, as when it waits for other processes.
+    """
+    if not in_main_thread():
+        yield
+        return
 
     def leave(number: int, _: Any) -> NoReturn:
         sys.exit(128 + number)
 
-    before = {}
-    for number in SIGNALS:
-        # A shell sets programs in the background to ignore Ctrl-C.
-        if in_main_thread() and signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, leave)
+    # A shell sets programs in the background to ignore Ctrl-C.
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    taken.clear()
+    ended = threading.Event()
+    received, wake = socket.socketpair()
+    wake.setblocking(False)
+    wakeup_fd = signal.set_wakeup_fd(wake.fileno())
+    threading.Thread(target=end_late, args=(received, ended, numbers), daemon=True, name="signals").start()
     try:
         yield
     finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup_fd)
+        wake.close()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_late(received: socket.socket, ended: threading.Event, numbers: Sequence[int]) -> None:
+    """Ends the program `PATIENCE` seconds after a signal if the main thread has not ended it.
+
+    Args:
+        received: a socket with the numbers of signals, each a byte.
+        ended: set when the main thread has left.
+        numbers: the signals that end the program.
+    """
+    with received:
+        while number := received.recv(1):
+            if number[0] in numbers and not ended.wait(PATIENCE) and not taken.is_set():
+                os._exit(128 + number[0])
 
 
 class Interruption(Callback):
@@ -69,6 +101,7 @@ class Interruption(Callback):
 
     def take_signal(self, number: int, _: Any) -> None:
         """Notes a signal; a second one ends the program."""
+        taken.set()
         if self.number is not None:
             write(f"error: stopped by {self.name} at once{self.how_to_resume()}")
             os._exit(128 + number)
