@@ -50,6 +50,7 @@ from makemore_pl.comparison import show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunFolder
 from makemore_pl.durable.interruption import ending_quietly
+from makemore_pl.durable.loopback import LocalStore
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP
 from makemore_pl.optimization import as_list
@@ -60,6 +61,8 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+
+local_store = LocalStore()
 
 TRAINING = ["fit", "lr_find"]
 """The commands that read a list and train; the others read a checkpoint."""
@@ -260,6 +263,7 @@ class CLI(LightningCLI):
         if self.subcommand in TRAINING and data.is_stream and self.trainer.world_size > 1:
             raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(options.trainer.precision, self.trainer.strategy.root_device)
+        local_store.start(self.trainer)
         if self.checkpoint is None:
             refuse_exception_checkpoint(self.trainer)
             return
@@ -345,6 +349,7 @@ def main() -> None:
         with ending_quietly():
             run()
     finally:
+        local_store.stop()
         torch.set_num_threads(MOST)
 
 

@@ -84,7 +84,8 @@ class RequestedCheckpoints(WholeCheckpoints):
         Raises:
             ValueError: if it was not requested.
         """
-        if str(path) not in self.allowed:
+        spawned = Path(path).name == ".temp.ckpt"  # in which ddp_spawn returns the weights to this process
+        if str(path) not in self.allowed and not spawned:
             raise ValueError(f"{path}: {NOT_REQUESTED}")
         return super().load_checkpoint(path, *args, **kwargs)
 

@@ -229,10 +229,10 @@ def open_socket(address: str, listen: bool) -> tuple[socket.socket, Any]:
     family, _, _, _, place = socket.getaddrinfo(address, 0, type=socket.SOCK_DGRAM)[0]
     opened = socket.socket(family, socket.SOCK_DGRAM)
     opened.setblocking(False)
-    if listen:
-        # A machine may not be able to bind the address by which others reach it.
-        alone = address in ("localhost", "127.0.0.1", "::1")
-        opened.bind(place if alone else ("", 0))
+    if address in ("localhost", "127.0.0.1", "::1"):
+        opened.bind(place)
+    elif listen:
+        opened.bind(("", 0))  # a machine may not be able to bind the address by which others reach it
     return opened, place
 
 
