@@ -326,7 +326,7 @@ def kill_during_saves(root, number, checkpoint, temporaries):
         except ValueError:
             counts["broken"] += 1
         counts["unfinished files"] += len(list(folder.glob(".*")))
-        checkpointing.remove_litter(folder)
+        checkpointing.remove_litter(folder, checkpointing.LITTER)
         counts["litter after the next start"] += sum(each.name not in ("last.ckpt", "log") for each in folder.iterdir())
         shutil.rmtree(folder)
     return counts

@@ -12,7 +12,8 @@ from torch import Tensor, zeros
 
 from makemore_pl.checkpoint import FLOATS, BrokenCheckpointError, find_tensors, read, refuse_url
 from makemore_pl.commands.messages import say
-from makemore_pl.durable.checkpoints import PLACES, RunFolder, WholeCheckpoints, find, stopped_early
+from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints, stopped_early
+from makemore_pl.durable.runs import PLACES, find
 from makemore_pl.model import MLP
 from makemore_pl.optimization import Schedule
 
