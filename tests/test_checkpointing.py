@@ -84,7 +84,7 @@ def test_a_disk_that_takes_no_more_keeps_what_it_has(checkpoint, monkeypatch):
     assert len(list(checkpoint.parent.iterdir())) == 1
 
 
-# What does not fit is named.
+# Checkpoints of other programs and versions.
 
 
 class Foreign(LightningModule):
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_named(command, misfit, checkpoint, call, monkeypat
     assert (status, out, err) == (2, "", f"error: other.ckpt: {message}\n")
 
 
-def test_a_checkpoint_without_an_optimizer_goes_nowhere(checkpoint, call, monkeypatch, tmp_path):
+def test_a_checkpoint_without_an_optimizer_does_not_resume(checkpoint, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, _, err = call("fit", "--ckpt_path", "one.ckpt")
     assert status == 2
@@ -182,7 +182,7 @@ def test_the_best_stays_the_best_from_another_folder(call, tmp_path, monkeypatch
     assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_what_is_broken_gives_way_to_the_one_before(runs, call):
+def test_the_checkpoint_before_replaces_a_broken_one(runs, call):
     older, newer = runs
     on = "--trainer.max_steps", 6
     lines = []
@@ -308,7 +308,7 @@ def test_a_run_draws_from_no_generator_of_the_process(call, monkeypatch, tmp_pat
 
 
 @pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
-def test_a_run_that_goes_on_in_a_folder_keeps_others_out(runs, call):
+def test_a_run_that_resumes_in_its_folder_locks_it(runs, call):
     held = lock(runs[1])
     before = {path: path.read_bytes() for path in runs[1].iterdir()}
     status, _, err = call("fit", "--ckpt_path", "last", "--trainer.max_steps", 9)

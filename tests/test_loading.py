@@ -1,4 +1,4 @@
-"""Nobody gets in: what a checkpoint or a config holds is never run, and takes no more memory than it has bytes."""
+"""No code in a checkpoint or a config runs, and no checkpoint takes more memory than it has bytes."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size"
 
 
 class Canary:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -200,7 +200,7 @@ def test_no_code_runs_from_what_an_exception_left(mode, folder, checkpoint, call
 
 
 def test_under_slurm_the_requested_checkpoint_is_used(folder, call, slurm, monkeypatch):
-    """A genuine checkpoint of a requeued job, in its place, takes the place of none."""
+    """A genuine checkpoint of a requeued job replaces no other."""
     assert call("fit", *QUICK)[0] == 0
     best = "lightning_logs/version_0/checkpoints/best.ckpt"
     names = call("predict", "--ckpt_path", best)[1]
@@ -214,6 +214,7 @@ def test_under_slurm_the_requested_checkpoint_is_used(folder, call, slurm, monke
     status, _, err = call("fit", *QUICK, "--ckpt_path", "hpc_ckpt_3.ckpt", "--trainer.max_steps", 6)
     assert status == 0, err
     assert "resuming hpc_ckpt_3.ckpt, step 4\n" in err
+    assert "not used" not in err
 
 
 def test_the_canary_sings(folder, checkpoint):
@@ -355,7 +356,7 @@ def test_a_config_that_is_none_is_refused_soon(config, what, folder, call):
     ],
 )
 def test_what_a_checkpoint_claims_takes_no_memory(hparams, tensor, folder, checkpoint, call, monkeypatch):
-    """Nor does it end in a trace."""
+    """Sizes are checked first, and the error is one line."""
     hostile = checkpoint | {
         "hyper_parameters": checkpoint["hyper_parameters"] | hparams,
         "state_dict": dict(checkpoint["state_dict"]) | tensor,
@@ -713,7 +714,7 @@ def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call)
 
 
 @pytest.mark.parametrize("betas", ["x", None, (2.0, -1.0)])
-def test_the_momentum_of_a_checkpoint_gives_way_to_the_one_asked_for(betas, unfinished, folder, call):
+def test_a_requested_momentum_replaces_that_of_the_checkpoint(betas, unfinished, folder, call):
     hostile = copy.deepcopy(unfinished[0])
     hostile["optimizer_states"][0]["param_groups"][0]["betas"] = betas
     torch.save(hostile, "x.ckpt")
@@ -725,7 +726,7 @@ def test_the_momentum_of_a_checkpoint_gives_way_to_the_one_asked_for(betas, unfi
 
 @given(st.data())
 def test_whatever_the_bytes_are_it_is_a_checkpoint_or_broken(checkpoint, tmp_path_factory, data):
-    """A checkpoint of bytes replaced, left out and repeated: none loads but the one that was written."""
+    """Bytes of a checkpoint are replaced, omitted and repeated: only the one that was written loads."""
     content = saved(checkpoint)
     start, size = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 64))
     broken = content[:start] + data.draw(st.binary(max_size=64)) + content[start + size :]

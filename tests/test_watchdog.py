@@ -41,14 +41,14 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
     expected = {
         "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{end}",
         "sleep": rf"error: process \d has stood still for \d+ seconds{end}",
-        # The survivors may learn of it from the exchange or from whoever launched them.
+        # The others may notice it in an exchange, or be ended by their launcher.
         "SIGKILL": rf"error: (lost the connection to another process|SIGTERM|SIGINT|the program .* has ended){end}",
         "SIGTERM": rf"error: (SIGTERM|SIGINT{gone}){end}",
         "SIGINT": rf"error: (SIGINT|SIGTERM{gone}){end}",
         "error": rf"error: (lost the connection to another process|SIGTERM){end}",
     }[fault]
     assert all(re.fullmatch(expected, line) for line in said), said
-    # Of the others, whoever launched them may have ended the last one before it could speak.
+    # In the other cases the launcher may end the last process before it prints its line.
     assert said or fault not in ("SIGSTOP", "sleep")
 
 

@@ -254,8 +254,9 @@ class CLI(LightningCLI):
         writes, run = self.subcommand in TRAINING and not trainer.fast_dev_run, None
         if writes and trainer.logger in (None, True):
             run = kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
-        kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, writes, run)
-        kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(options.get("ckpt_path"))]
+        requested = options.get("ckpt_path")
+        kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, requested, writes, run)
+        kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(requested)]
         return cast(Trainer, super().instantiate_trainer(callbacks=[*as_list(trainer.callbacks), *ours], **kwargs))
 
     def after_instantiate_classes(self) -> None:

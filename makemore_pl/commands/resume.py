@@ -91,7 +91,7 @@ class RequestedCheckpoints(WholeCheckpoints):
         return super().load_checkpoint(path, *args, **kwargs)
 
 
-def avoid_requeued(root: str | None, writes: bool, run: RunFolder | None) -> str | None:
+def avoid_requeued(root: str | None, requested: str | None, writes: bool, run: RunFolder | None) -> str | None:
     """Returns a `default_root_dir` that holds no checkpoint which Lightning would load by itself.
 
     Under SLURM, Lightning saves `hpc_ckpt_N.ckpt` there when a job is requeued (SIGUSR1), and loads it in every later
@@ -100,13 +100,15 @@ def avoid_requeued(root: str | None, writes: bool, run: RunFolder | None) -> str
 
     Args:
         root: the folder that holds the runs; None for the current one.
+        requested: the checkpoint that the command names, if any.
         writes: whether the command writes a run.
         run: the logger of a training; None for loggers of the user.
     """
     if not SLURMEnvironment.detect() or (writes and run is None):
         return root
-    if found := sorted(Path(root or ".").glob("hpc_ckpt_*.ckpt")):
-        say(f"not used: {found[-1]}, saved when a job was requeued; --ckpt_path {found[-1]} requests it")
+    for path in Path(root or ".").glob("hpc_ckpt_*.ckpt"):
+        if path.resolve() != Path(requested or "").resolve():
+            say(f"not used: {path}, saved when a job was requeued; --ckpt_path {path} requests it")
     return str(Path(run.log_dir, "checkpoints") if run is not None else Path(root or ".", "lightning_logs"))
 
 
@@ -164,7 +166,7 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
             )
 
     def require_form(place: str, found: Any, form: Any) -> None:
-        """Compares with an example: names, types, shapes. {} stands for any plain values, None for any single one."""
+        """Compares names, types and shapes with an example. In it, {} means any plain values, and None any single one."""
         inside: Iterable[tuple[Any, Any]] = []
         if isinstance(form, type):
             fits = isinstance(found, form)
