@@ -68,7 +68,8 @@ def test_too_little_patience_is_refused(patience):
 def start(launcher, folder):
     """Starts a fit on two processes; returns the process of the launcher."""
     fit = ["-m", "makemore_pl", "fit", "--data.num_words", "100", "--trainer.max_steps", "1000000"]
-    fit += ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    strategy = "ddp" if launcher == "torchrun" else launcher
+    fit += ["--trainer.accelerator", "cpu", "--trainer.strategy", strategy, "--trainer.devices", "2"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line = [sys.executable, *(torchrun if launcher == "torchrun" else []), *fit]
     with (folder / "log").open("w") as log:
@@ -159,8 +160,9 @@ def addresses(pids):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc/net")
-def test_processes_of_one_machine_listen_on_its_loopback_interface(tmp_path):
-    process = start("ddp", tmp_path)
+@pytest.mark.parametrize("launcher", ["ddp", "ddp_spawn"])
+def test_processes_of_one_machine_listen_on_its_loopback_interface(launcher, tmp_path):
+    process = start(launcher, tmp_path)
     try:
         while not (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, (tmp_path / "log").read_text()

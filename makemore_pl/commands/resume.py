@@ -166,7 +166,7 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
             )
 
     def require_form(place: str, found: Any, form: Any) -> None:
-        """Compares names, types and shapes with an example. In it, {} means any plain values, and None any single one."""
+        """Compares names, types and shapes with an example. {} means any plain values, None any single one."""
         inside: Iterable[tuple[Any, Any]] = []
         if isinstance(form, type):
             fits = isinstance(found, form)
