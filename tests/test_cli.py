@@ -418,7 +418,7 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
             "no checkpoint found: looked in lightning_logs/version_*/checkpoints, checkpoints",
         ),
         (["fit", "--trainer.gradient_clip_val=-1e-5"], "--trainer.gradient_clip_val -1e-05: expected 0 or more"),
-        (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is no file, but a device"),
+        (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is not a file, but a device"),
         (["fit", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
         (["predict", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
         (["fit", "--config", "empty_model.yaml"], "--config: model is null: expected names with values"),

@@ -137,8 +137,8 @@ def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer
     """
     if "optimizer_states" not in checkpoint:  # as in those that `export` writes
         raise ValueError(f"{path}: this checkpoint has no optimizer state to resume with")
-    require_saved_state(path, checkpoint, model, trainer)
     model.on_load_checkpoint(checkpoint)  # refuses another alphabet, and blocks where there were none
+    require_saved_state(path, checkpoint, model, trainer)
     step = checkpoint["global_step"]
     for name, state in checkpoint["callbacks"].items():
         if name.startswith("EarlyStopping") and stopped_early(state):

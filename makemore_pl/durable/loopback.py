@@ -24,6 +24,7 @@ class LocalStore:
 
     def start(self, trainer: Trainer) -> None:
         """Starts it before the processes are launched, and selects the interface of gloo's connections."""
+        self.stop()  # an earlier run of this process left its keys there
         if trainer.num_nodes > 1 or trainer.world_size == 1:
             return
         names = {name for _, name in socket.if_nameindex()} & {"lo", "lo0"} if os.name == "posix" else set()
