@@ -416,7 +416,8 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is no file, but a device"),
         (["fit", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
         (["predict", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
-        (["fit", "--config", "empty_model.yaml"], "--config: model is null: expected names with values"),
+        (["fit", "--config", "empty_model.yaml"], 'Key "model.block_size" not found'),
+        (["fit", "--trainer.devices", "[0,0]", "--trainer.accelerator", "cpu"], "`devices` selected with `CPUAcc"),
         (["fit", "--config", "nul.yaml"], "'a\\x00b': cannot read this word list (its name holds a NUL)"),
         (
             ["fit", "--trainer.default_root_dir", "http://127.0.0.1:1/x"],

@@ -47,7 +47,6 @@ def test_nothing_is_proposed_where_nothing_is_near(word):
     [
         ("unrecognized arguments: --colour red", "unknown flag --colour; --help lists them"),
         ("unrecognized arguments: list.txt more", "unexpected list.txt: every value follows a flag; --help lists them"),
-        ("argument --data.path: expected one argument", "--data.path: expected a value after it"),
         (
             "Parser key \"model.lr\": Expected a <class 'float'>. Got value: fast",
             "--model.lr fast: expected a number",
@@ -57,10 +56,6 @@ def test_nothing_is_proposed_where_nothing_is_near(word):
             "  - Expected a <class 'collections.abc.Iterable'>\n  - Expected a <class 'bool'>\n"
             "  - Expected a <class 'NoneType'>\nGiven value type: <class 'str'>\nGiven value: foo",
             "--trainer.logger foo: expected a list, true or false or null",
-        ),
-        (
-            "argument -c/--config: expected one argument",
-            "--config: expected a YAML file or a recipe: deep, hidden, lecture, notebook, quick, smoothed, split, wide",
         ),
         ("something\n  new", "something new"),
         ("unrecognized arguments: --epochs 5", "unknown flag --epochs: did you mean --trainer.max_epochs?"),

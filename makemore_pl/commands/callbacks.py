@@ -1,4 +1,4 @@
-"""Callbacks around training: its progress, and the end of a run that diverges."""
+"""Callbacks of the command line: settings of a process, the progress of a training, the end of one that diverges."""
 
 import math
 import sys
@@ -12,6 +12,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from torch import Tensor
+
+from makemore_pl.commands.messages import write_utf8
+from makemore_pl.commands.process import silence_stock_noise
+
+
+class Settings(Callback):
+    """Settings of each process of a run: spawned ones do not see the command line.
+
+    Args:
+        matmul_precision: of float32 products.
+    """
+
+    def __init__(self, matmul_precision: str) -> None:
+        self.matmul_precision = matmul_precision
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        silence_stock_noise()
+        write_utf8()
+        torch.set_float32_matmul_precision(self.matmul_precision)
 
 
 class Progress(ProgressBar):

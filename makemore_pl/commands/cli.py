@@ -1,51 +1,38 @@
-"""The command line: brings data, model and Trainer together.
+"""The command line: LightningCLI, wired to data, model and Trainer. What a command does is in the file of its name."""
 
-Over 300 lines: the hooks of LightningCLI are methods of one class. What they do is in the files beside this one.
-"""
-
-import os
-import re
-import shlex
 import sys
-import traceback
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from makemore_pl.checkpoint import ARCHITECTURE, refuse_url, require_tensors
+from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
-from makemore_pl.commands.evaluate import compare
+from makemore_pl.commands.evaluate import print_comparison
 from makemore_pl.commands.export import export_average
-from makemore_pl.commands.fit import (
-    describe,
-    fit_callbacks,
-    progress,
-    report,
-    require_memory_to_train,
-    run_folder,
-)
+from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train
 from makemore_pl.commands.help import COMMANDS
-from makemore_pl.commands.lr_find import Found, find_lr
-from makemore_pl.commands.messages import fail, open_streams, say, write_utf8
-from makemore_pl.commands.parser import Parser, model_class, name_flag, trust
+from makemore_pl.commands.lr_find import lr_find
+from makemore_pl.commands.messages import open_streams, say
+from makemore_pl.commands.mistakes import in_one_line
+from makemore_pl.commands.parser import Parser, model_class, trust
 from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.resume import find_checkpoint, require_resumable
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
-from makemore_pl.comparison import show
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints
-from makemore_pl.durable.interruption import ending_quietly
+from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder, WholeCheckpoints
+from makemore_pl.durable.interruption import Interruption, ending_quietly
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP, as_list
+from makemore_pl.pictures.board import Board
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
@@ -57,52 +44,48 @@ TRAINER_DEFAULTS = {
 TRAINING = ["fit", "lr_find"]
 """The commands that read a list and train; the others read a checkpoint."""
 
-MAY_RAISE = ("lightning.pytorch.callbacks.", "lightning.pytorch.accelerators.", "lightning.fabric.accelerators.")
-"""Where Lightning raises errors about flags and callbacks that are not of the usual kinds."""
-
 LINKED = ["block_size", "vocabulary"]
 """The hyperparameters that model and data share."""
 
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer with `lr_find` and `export`: LightningCLI takes the flags of a command from a method."""
+    """Lightning's Trainer with two more methods: LightningCLI takes the flags of a command from a method."""
 
-    def lr_find(self, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> Found:
-        """Finds a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
-
-        Args:
-            model: not yet trained.
-            datamodule: its data.
-            num_steps: how many learning rates to try; default 1,000, or 200 where each step takes all windows.
-        """
-        return find_lr(self, model, datamodule, num_steps)
-
-    def export(self, model: MLP, datamodule: NamesDataModule, output: str, average: list[str] | None = None) -> None:
-        """Writes the model in another format.
-
-        Args:
-            model: with its weights.
-            datamodule: its data.
-            output: a file whose ending names the format: .html, an interactive page; .onnx; .safetensors; .ckpt.
-            average: further checkpoints, of networks trained on the same words; the average of all is written.
-        """
-        export_average(model, datamodule.hparams, output, average)
+    lr_find = lr_find
+    export = export_average
 
 
-class Settings(Callback):
-    """Settings of each process of a run: spawned ones know nothing of the command line.
+def callbacks(command: str, options: Namespace) -> list[Callback]:
+    """Lists the callbacks of a command, in the order in which the Trainer calls them, after those of the user.
 
     Args:
-        matmul_precision: of float32 products.
+        command: its name.
+        options: of the command, with its callbacks, loggers and data made.
     """
-
-    def __init__(self, matmul_precision: str) -> None:
-        self.matmul_precision = matmul_precision
-
-    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        silence_stock_noise()
-        write_utf8()
-        torch.set_float32_matmul_precision(self.matmul_precision)
+    trainer = options.trainer
+    given = as_list(trainer.callbacks)
+    fit = command == "fit"
+    saves = fit and trainer.enable_checkpointing is not False and not trainer.fast_dev_run
+    logs = fit and trainer.logger is not False and not trainer.fast_dev_run
+    bar = fit and trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given)
+    # Two: `save_last` of one saves only beside a new best, and an overfitting run has none.
+    best, last = RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")
+    ours: list[Callback | bool] = [
+        Threads(),
+        Settings(options.matmul_precision),
+        not any(isinstance(each, Watchdog) for each in given) and Watchdog(),
+        command == "predict" and NamesWriter(options.sample),
+        bar and Progress(),
+        fit and StopNotFinite(),
+        # In blocks of updates the model logs the learning rate by itself.
+        logs and options.data.hparams["steps_per_execution"] == 1 and LearningRateMonitor("step"),
+        logs and options.pictures and Board(),
+        saves and CheckpointFolder(best),
+        saves and best,
+        saves and last,
+        fit and Interruption(*[best, last] * saves),
+    ]
+    return [callback for callback in ours if isinstance(callback, Callback)]
 
 
 class CLI(LightningCLI):
@@ -135,9 +118,10 @@ class CLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        theirs = LightningCLI.subcommands()
-        ours = {"lr_find": {"model", "datamodule"}, "export": {"model", "datamodule"}}
-        return {name: (theirs | ours)[name] for name in COMMANDS}
+        ours = {"model", "datamodule"}
+        methods = LightningCLI.subcommands() | {"lr_find": ours, "export": ours}
+        # Nothing in a checkpoint runs, whatever a flag says, and predictions are written, not returned.
+        return {name: methods[name] | {"weights_only", "return_predictions"} for name in COMMANDS}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -231,20 +215,14 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.subcommand]
         trainer = options.trainer
-        ours: list[Callback] = [Threads(), Settings(options.matmul_precision)]
-        if not any(isinstance(callback, Watchdog) for callback in as_list(trainer.callbacks)):
-            ours.append(Watchdog())
-        if self.subcommand == "predict":
-            ours.append(NamesWriter(options.sample))
-        if self.subcommand == "lr_find":
-            ours += progress(trainer)
-            kwargs["enable_checkpointing"] = False
-        if self.subcommand == "fit":
-            ours += fit_callbacks(trainer, options.pictures, options.data.hparams["steps_per_execution"] > 1)
-            kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
         if self.subcommand in TRAINING and trainer.logger in (None, True):
-            kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
-        return cast(Trainer, super().instantiate_trainer(callbacks=[*as_list(trainer.callbacks), *ours], **kwargs))
+            # A run that resumes as `last` stays in its folder.
+            version = Path(options.ckpt_path).parent.parent.name if self.same_run else None
+            root = trainer.default_root_dir or "."
+            kwargs["logger"] = RunFolder(root, "lightning_logs", version, default_hp_metric=False)
+        kwargs["callbacks"] = [*as_list(trainer.callbacks), *callbacks(str(self.subcommand), options)]
+        kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
+        return cast(Trainer, super().instantiate_trainer(**kwargs))
 
     def after_instantiate_classes(self) -> None:
         options, data = self.config_init[self.subcommand], self.datamodule
@@ -257,7 +235,6 @@ class CLI(LightningCLI):
         if self.subcommand == "fit":
             self.model.automatic_optimization = data.hparams["steps_per_execution"] == 1
             require_resumable(options.ckpt_path, self.checkpoint, self.model, self.trainer)
-            options.weights_only = True  # the Trainer reads the file again, for the optimizer and the loops
             return
         # The weights are loaded here: the Trainer would look for the callbacks of the training as well.
         self.trainer.precision_plugin.convert_module(self.model)  # 64 bits would not fit into 32
@@ -269,56 +246,23 @@ class CLI(LightningCLI):
             options.sample.prepare(self.model.vocabulary, data.hparams["normalization"], data.source)
         say(f"checkpoint: {self.ckpt_path}")
 
-    def before_fit(self) -> None:
+    def fit(self, **options: Any) -> None:
+        """Trains, then says how well and prints names."""
         require_memory_to_train(self.model)
         if self.checkpoint is not None:
-            say(f"resuming {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
+            say(f"resuming {options['ckpt_path']}, step {self.checkpoint['global_step']:,}")
         describe(self.datamodule, self.model)
-        self.load_teacher()
+        load_teacher(self.datamodule)
         if isinstance(self.trainer.logger, RunFolder):
             _ = self.trainer.logger.version  # made here, so that spawned processes know of it
-
-    def load_teacher(self) -> None:
-        """Hands the data its teacher, if it has one."""
-        if (path := self.datamodule.hparams["teacher"]) is not None:
-            teacher = MLP.load_from_checkpoint(path, "cpu")
-            self.datamodule.learn_from(teacher, teacher.vocabulary, teacher.block_size)
-            parameters = sum(parameter.numel() for parameter in teacher.parameters())
-            say(f"teacher: {os.path.relpath(path)}, {parameters:,} parameters")
-
-    def after_fit(self) -> None:
+        self.trainer.fit(**options, weights_only=True)
         report(self.trainer, self.model, self.datamodule)
 
     def after_validate(self) -> None:
-        self.print_comparison("val")
+        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "val")
 
     def after_test(self) -> None:
-        self.print_comparison("test")
-
-    def print_comparison(self, split: str) -> None:
-        """Prints the table of losses, on the first rank."""
-        if self.trainer.is_global_zero:
-            model = type(self.model).load_from_checkpoint(self.ckpt_path, "cpu")
-            sets, scores = compare(model, self.datamodule, self.trainer, split)
-            print(show(scores, sets), flush=True)
-
-    def lr_find(self, **arguments: Any) -> None:
-        """Finds a learning rate, and prints the command that uses it."""
-        describe(self.datamodule, self.model)
-        self.load_teacher()
-        lr, low, high = (f"{lr:.2g}" for lr in self.trainer.lr_find(**arguments))
-        picture = os.path.relpath(Path(self.trainer.log_dir or self.trainer.default_root_dir, "lr_find.png"))
-        say(f"learning rate {lr}, good from {low} to {high}; the curve: {shlex.quote(picture)}")
-        asked = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :])
-        flags = re.split(r" (?=--)", asked) if asked else []
-        kept = [flag for flag in flags if re.split("[ =]", flag)[0] not in ("--num_steps", "--model.lr")]
-        print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
-
-    def export(self, output: str, average: list[str] | None, **_: Any) -> None:
-        """Writes the checkpoint in another format."""
-        if self.trainer.is_global_zero:
-            self.trainer.export(self.model, self.datamodule, output, average)
-            say(f"{output}: {Path(output).stat().st_size:,} bytes")
+        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "test")
 
     def predict(self, **_: Any) -> None:
         """Samples or scores; the word list takes no part in it."""
@@ -333,42 +277,11 @@ def main() -> None:
     end_with_parent()
     choose_threads(0)  # reading and counting are small operations
     try:
-        with ending_quietly():
-            run()
+        with ending_quietly(), in_one_line():
+            trust(sys.argv[1:])
+            CLI(model_class(sys.argv[1:]))
+            sys.stdout.flush()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # its threads may abort a process that ends before they do
     finally:
         torch.set_num_threads(MOST)
-
-
-def raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning raised an error about what it was given: a flag, or a callback that misses something."""
-    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(name.startswith(MAY_RAISE) for name in frames[-3:])
-
-
-def run() -> None:
-    """Runs the command line, and puts errors into one line."""
-    try:
-        trust(sys.argv[1:])
-        CLI(model_class(sys.argv[1:]))
-        sys.stdout.flush()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # its threads may abort a process that ends before they do
-    except BrokenPipeError:
-        # The reader of our names has closed the pipe. Python would complain when it closes stdout on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        reason = str(error).strip().split("\n")[-1]  # what is above is the trace of another process
-        if not reason.startswith("BrokenPipeError"):
-            fail(reason)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        fail(f"out of memory: {str(error).split('. ')[0] or 'try smaller sizes'}")
-    except (RuntimeError, AttributeError, TypeError) as error:
-        if "can't allocate memory" in str(error):
-            fail("out of memory: try smaller sizes, or --data.batch_size")
-        if not raised_by_lightning(error):
-            raise
-        fail(error)
-    except ValueError as error:
-        fail(name_flag(str(error)))
-    except (OSError, ImportError, MisconfigurationException) as error:
-        fail(error)

@@ -1,10 +1,10 @@
-"""A trained model -> one file for others: a page to play with, ONNX, safetensors, a checkpoint."""
+"""`export`: a trained model -> one file for other programs: an interactive page, ONNX, safetensors, a checkpoint."""
 
 import base64
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -12,33 +12,41 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch import Trainer
 
 from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.ensemble import average as combine
-from makemore_pl.datamodule import require_same_split
+from makemore_pl.commands.messages import say
+from makemore_pl.datamodule import NamesDataModule, require_same_split
 from makemore_pl.durable.checkpoints import pack, write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
 
 
-def export_average(model: MLP, data: Mapping[str, Any], output: str, average: Sequence[str] | None = None) -> None:
-    """Writes a model in another form, or the average of several.
+def export_average(
+    trainer: Trainer, model: MLP, datamodule: NamesDataModule, output: str, average: list[str] | None = None
+) -> None:
+    """Writes the model, or the average of several, in another format.
 
     Args:
+        trainer: whose first rank writes.
         model: with its weights.
-        data: the hyperparameters of what it was trained on.
-        output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors; .ckpt.
-        average: further checkpoints, of networks trained on the same words; what is written is one network that is
-            the average of all.
+        datamodule: its data.
+        output: a file whose ending names the format: .html, an interactive page; .onnx; .safetensors; .ckpt.
+        average: further checkpoints, of networks trained on the same words; the average of all is written.
 
     Raises:
         ValueError: if a network does not fit the others, or the file cannot be written.
     """
+    if not trainer.is_global_zero:
+        return
+    data: Mapping[str, Any] = datamodule.hparams
     models = [model]
     for path in average or []:
         models.append(MLP.load_from_checkpoint(path, "cpu"))
         require_same_split(path, data)
     export(combine(models) if average else model, output, data)
+    say(f"{output}: {Path(output).stat().st_size:,} bytes")
 
 
 def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""`fit`: its callbacks, its logger, and what it says before and after."""
+"""`fit`: the lines that it prints before and after the training."""
 
 import os
 import shlex
@@ -6,61 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from makemore_pl.commands.callbacks import Progress, StopNotFinite
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
 from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
-from makemore_pl.durable.interruption import Interruption
+from makemore_pl.durable.checkpoints import RunCheckpoint
 from makemore_pl.memory import require_memory
-from makemore_pl.model import MLP, as_list
-from makemore_pl.pictures.board import Board
-
-
-def fit_callbacks(trainer: Namespace, pictures: bool, in_blocks: bool) -> list[Callback]:
-    """Makes the callbacks of a fit, beside those of the user.
-
-    Args:
-        trainer: the flags of the Trainer, with the user's callbacks.
-        pictures: whether TensorBoard shows pictures.
-        in_blocks: whether several updates make one batch; then the model logs the learning rate itself.
-    """
-    checkpoints: list[RunCheckpoint] = []
-    if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
-        # Two: `save_last` saves only beside a new best, and an overfitting run has none.
-        checkpoints = [RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")]
-    logs = trainer.logger is not False and not trainer.fast_dev_run
-    return [
-        *progress(trainer),
-        StopNotFinite(),
-        *([LearningRateMonitor("step")] if logs and not in_blocks else []),
-        *([Board()] if logs and pictures else []),
-        *([CheckpointFolder(checkpoints[0])] if checkpoints else []),
-        *checkpoints,
-        Interruption(*checkpoints),
-    ]
-
-
-def progress(trainer: Namespace) -> list[Callback]:
-    """Makes the progress bar, unless it is turned off or the user brings one."""
-    given = any(isinstance(callback, ProgressBar) for callback in as_list(trainer.callbacks))
-    return [] if given or trainer.enable_progress_bar is False else [Progress()]
-
-
-def run_folder(trainer: Namespace, resumed: str | None) -> RunFolder:
-    """Makes TensorBoard's logger.
-
-    Args:
-        trainer: the flags of the Trainer.
-        resumed: the checkpoint of a run that resumes in its own folder.
-    """
-    version = Path(resumed).parent.parent.name if resumed else None
-    return RunFolder(trainer.default_root_dir or ".", "lightning_logs", version, default_hp_metric=False)
+from makemore_pl.model import MLP
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:
@@ -86,6 +40,15 @@ def describe_changes(changed: Mapping[str, int]) -> str:
     if number := changed.get("NFC", 0):
         parts.append(f"{number:,} word{'s' * (number > 1)} normalised to NFC (--data.normalization)")
     return ", ".join(parts)
+
+
+def load_teacher(data: NamesDataModule) -> None:
+    """Hands the data its teacher, if it has one."""
+    if (path := data.hparams["teacher"]) is not None:
+        teacher = MLP.load_from_checkpoint(path, "cpu")
+        data.learn_from(teacher, teacher.vocabulary, teacher.block_size)
+        parameters = sum(parameter.numel() for parameter in teacher.parameters())
+        say(f"teacher: {os.path.relpath(path)}, {parameters:,} parameters")
 
 
 def require_memory_to_train(model: MLP) -> None:

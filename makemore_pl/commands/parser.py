@@ -19,8 +19,9 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemore_pl import __version__
+from makemore_pl.checkpoint import NOT_DOWNLOADED
 from makemore_pl.commands.help import COMMANDS, OPENINGS, RECIPES
-from makemore_pl.commands.messages import either, explain, fail, last_part
+from makemore_pl.commands.messages import either, explain, fail
 from makemore_pl.model import MLP
 from makemore_pl.wordlist import shipped
 
@@ -60,8 +61,13 @@ class RecipeFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         recipe = shipped("configs") / f"{values}.yaml"
-        by_name = re.fullmatch(r"\w+", values) and recipe.is_file() and not Path(values).is_file()
-        super().__call__(parser, cfg, str(recipe) if by_name else values, option_string)  # type: ignore[no-untyped-call]
+        if not Path(values).exists():
+            if "://" in values:
+                fail(f"{values}{NOT_DOWNLOADED}")
+            if not (re.fullmatch(r"\w+", values) and recipe.is_file()):
+                fail(f"--config {values}: no such file or recipe; the recipes are {RECIPES}")
+            values = str(recipe)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -173,12 +179,3 @@ def model_class(words: Sequence[str]) -> type[MLP]:
     if not (isinstance(found, type) and issubclass(found, MLP)):
         raise ValueError(f"--model_class {named[-1]}: expected a subclass of makemore_pl.MLP")
     return found
-
-
-def name_flag(message: str) -> str:
-    """Writes `--model.lr -1: expected ...` for the command line where Python says `lr is -1: expected ...`."""
-    command = next((Parser.parsers[word] for word in sys.argv[1:] if word in Parser.parsers), None)
-    if command is None or not (match := re.match(r"(\w+) is (\S+): expected ", message)):
-        return message
-    flags = [flag for flag in command.flags if last_part(flag) == match[1]]
-    return f"{flags[0]} {match[2]}: expected {message[match.end() :]}" if flags else message
