@@ -270,7 +270,7 @@ class CLI(LightningCLI):
 
 
 def main() -> None:
-    """Runs the command line. A user's mistake ends in one line on stderr and exit status 2."""
+    """Runs the command line. A mistake of the user ends in one line on stderr and exit status 2."""
     open_streams()
     silence_stock_noise()
     keep_freed_memory()

@@ -10,7 +10,7 @@ from makemore_pl.model import MLP
 from makemore_pl.windows import count_words
 
 COUNTED_WORDS = 2**22
-"""Up to this many words, they are held and compared as words; more would take too much memory."""
+"""The longest list that is held and compared as words; a longer one would take too much memory."""
 
 
 def print_comparison(trainer: Trainer, kind: type[MLP], path: str, data: NamesDataModule, split: str) -> None:
@@ -50,7 +50,7 @@ def compare(
             return model(X.to(device))
 
     few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
-    counting = ["train", "val"] if few or data.hparams["counted"] else []  # what is not counted yet may not fit
+    counting = ["train", "val"] if few or data.hparams["counted"] else []  # further counts may not fit into memory
     try:
         counts = data.count(*dict.fromkeys([*counting, split]), together=False)
     except ValueError as error:

@@ -50,12 +50,12 @@ def export_average(
 
 
 def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:
-    """Writes the model into one file, of the kind that its name ends in.
+    """Writes the model into one file, in the format that its ending names.
 
-    `.html`: a page to play with, in any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
+    `.html`: an interactive page for any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
     (B, V) float32 for any batch size B, the architecture among its metadata. `.safetensors`: the five tensors as they
-    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to resume. The file appears when
-    it is complete, and replaces one of its name.
+    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to resume. The file is complete
+    or absent, and replaces one of its name.
 
     Args:
         model: a trained one, on any device.
@@ -100,7 +100,7 @@ def as_page(model: MLP) -> bytes:
         "map": [[round(x, 4) for x in point] for point in points.tolist()],
         "map_share": round(share, 4),
     }
-    # Inside of a script element a `<` could begin its end; what is not ASCII, json escapes by itself.
+    # Inside of a script element a `<` could begin its end; json escapes all that is not ASCII.
     text = json.dumps(data).replace("<", "\\u003c")
     template = resources.files("makemore_pl.pictures").joinpath("playground.html").read_text(encoding="utf-8")
     before, after = template.split("{{model}}")
@@ -108,7 +108,7 @@ def as_page(model: MLP) -> bytes:
 
 
 def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
-    """The model and the hyperparameters of its data as Lightning keeps them, without the training's state."""
+    """Packs the model and the hyperparameters of its data as Lightning does, without the state of the training."""
     checkpoint = {
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
@@ -121,7 +121,7 @@ def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
 
 
 def as_safetensors(model: MLP) -> bytes:
-    """The five tensors, the architecture as metadata."""
+    """Packs the five tensors, the architecture as metadata."""
     try:
         from safetensors.torch import save
     except ImportError:
@@ -131,9 +131,9 @@ def as_safetensors(model: MLP) -> bytes:
 
 
 def as_onnx(model: MLP) -> bytes:
-    """The network as torch's exporter writes it, in float32, the architecture as metadata properties."""
+    """Exports the network in float32 by torch's exporter, the architecture as metadata properties."""
     try:
-        import onnxscript  # noqa: F401 (torch's exporter wants it)
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
         from onnx import ModelProto
     except ImportError:
         raise missing("onnx and onnxscript") from None
@@ -141,7 +141,7 @@ def as_onnx(model: MLP) -> bytes:
     twin.load_state_dict(model.state_dict())
     X = torch.zeros((2, model.block_size), dtype=torch.int64)
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registry.addFilter(no_word_of_torchvision)
+    registry.addFilter(not_about_torchvision)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
@@ -155,7 +155,7 @@ def as_onnx(model: MLP) -> bytes:
                 verbose=False,
             )
     finally:
-        registry.removeFilter(no_word_of_torchvision)
+        registry.removeFilter(not_about_torchvision)
     assert program is not None
     proto: ModelProto = program.model_proto
     for key, value in metadata(model).items():
@@ -163,21 +163,21 @@ def as_onnx(model: MLP) -> bytes:
     return proto.SerializeToString()
 
 
-def no_word_of_torchvision(record: logging.LogRecord) -> bool:
-    """Drops what torch's exporter says of a package that is not needed here."""
+def not_about_torchvision(record: logging.LogRecord) -> bool:
+    """Drops a line of torch's exporter about a package that is not needed here."""
     return not record.getMessage().startswith("torchvision is not installed")
 
 
 def architecture(model: MLP) -> dict[str, Any]:
-    """The hyperparameters that give the five tensors their shapes and meaning."""
+    """Picks the hyperparameters that give the five tensors their shapes and meaning."""
     return {name: model.hparams[name] for name in ARCHITECTURE}
 
 
 def metadata(model: MLP) -> dict[str, str]:
-    """The same as strings."""
+    """Writes the architecture as strings."""
     return {name: str(value) for name, value in architecture(model).items()}
 
 
 def missing(packages: str) -> ValueError:
-    """The error of an extra that is not installed."""
+    """Makes the error about an extra that is not installed."""
     return ValueError(f"this format needs {packages}: pip install 'makemore_pl[export]'")

@@ -18,7 +18,7 @@ from makemore_pl.model import MLP
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:
-    """Says how many words there are, and how large the network is."""
+    """Prints the size of the data and of the network."""
     if data.in_pieces:
         words = "words in pieces"
     else:
@@ -33,7 +33,7 @@ def describe(data: NamesDataModule, model: MLP) -> None:
 
 
 def describe_changes(changed: Mapping[str, int]) -> str:
-    """Describes how words differ from the lines of their list; empty if none does."""
+    """Describes how the words differ from the lines of their list; empty if they do not."""
     blank, space = changed.get("blank", 0), changed.get("space", 0)
     parts = [f"{blank:,} blank line{'s' * (blank > 1)} dropped"] * (blank > 0)
     parts += [f"the space around {space:,} word{'s' * (space > 1)} dropped"] * (space > 0)
@@ -43,7 +43,7 @@ def describe_changes(changed: Mapping[str, int]) -> str:
 
 
 def load_teacher(data: NamesDataModule) -> None:
-    """Hands the data its teacher, if it has one."""
+    """Loads the teacher of the data, if it has one."""
     if (path := data.hparams["teacher"]) is not None:
         teacher = MLP.load_from_checkpoint(path, "cpu")
         data.learn_from(teacher, teacher.vocabulary, teacher.block_size)
@@ -62,12 +62,12 @@ def require_memory_to_train(model: MLP) -> None:
 
 
 def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
-    """Says where the best checkpoint is and how good, and prints names.
+    """Prints where the best checkpoint is and its losses on stderr, and names on stdout.
 
     Raises:
         ValueError: if no validation loss was finite.
     """
-    log_dir, best, last = trainer.log_dir, None, None  # all ranks take part in finding the folder
+    log_dir, best, last = trainer.log_dir, None, None  # a broadcast: all ranks call it
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, RunCheckpoint):
             best, last = (callback, last) if callback.monitor else (best, callback)
@@ -76,7 +76,7 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
     path, loss = "", None
     if best is not None and last is not None:
         loss = best.best_model_score
-        path = os.path.relpath(best.best_model_path or last.path)  # nothing was validated: the last
+        path = os.path.relpath(best.best_model_path or last.path)  # without validation there is no best
     if loss is not None and not torch.isfinite(loss):
         raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
     if path:

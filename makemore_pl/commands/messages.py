@@ -1,4 +1,4 @@
-"""What the command line says: lines on stderr, and one line for each mistake."""
+"""Lines on stderr, and the wording of mistakes: one line each."""
 
 import difflib
 import io
@@ -14,7 +14,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 from makemore_pl.commands.help import COMMANDS
 
 LONGEST_ERROR = 2000
-"""Characters of an error that are printed: it may quote a file of any length."""
+"""The most characters of an error that are printed: it may quote a file of any length."""
 
 MEANT = {
     **dict.fromkeys(["epochs", "max_epochs", "num_epochs"], "--trainer.max_epochs"),
@@ -35,7 +35,7 @@ COMMANDS_MEANT = {"train": "fit", "sample": "predict", "generate": "predict", "e
 
 
 def open_streams() -> None:
-    """Connects a closed stdin, stdout or stderr (`<&-`) to nowhere: the next file opened would take its number."""
+    """Opens the null device for a closed stdin, stdout or stderr (`<&-`): the next file would take its number."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -44,7 +44,7 @@ def open_streams() -> None:
 
 
 def write_utf8() -> None:
-    """Has stdout write UTF-8 whatever the locale: names may hold any character, and lists are read as UTF-8."""
+    """Sets stdout to UTF-8 in every locale: names may hold any character, and lists are read as UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
 
@@ -70,11 +70,11 @@ def fail(error: object) -> NoReturn:
 
 
 def explain(message: str, flags: Iterable[str] = ()) -> str:
-    """Puts the commonest mistakes into plain words; other messages pass through in one line.
+    """Rewords the commonest mistakes; other messages pass through in one line.
 
     Args:
         message: of jsonargparse.
-        flags: of the command, to look for the one that was meant.
+        flags: of the command, among which the intended one is looked for.
     """
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (-\S+)", message):
@@ -105,7 +105,7 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Names the flag or command that was probably meant; empty if none is near."""
+    """Proposes the flag or command that was probably meant; empty if none is near."""
     known, word = list(known), word.partition("=")[0]
     meant = MEANT.get(word.lstrip("-").replace("-", "_"), "")
     if meant.partition(" ")[0] in known:

@@ -1,4 +1,4 @@
-"""The parser of the command line: recipes by name, help that opens with what matters, configs that import nothing."""
+"""The parser: recipes by name, help that opens with the flags that matter, configs that import nothing."""
 
 import contextlib
 import re
@@ -42,7 +42,7 @@ load_yaml = get_loader("yaml")
 
 
 def load_plain(text: str) -> Any:
-    """Reads YAML without aliases and without deep nesting: a few bytes of either can fill the memory."""
+    """Reads YAML without aliases and deep nesting: a few bytes of either can fill the memory."""
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -114,7 +114,7 @@ class Parser(LightningArgumentParser):
     @classmethod
     @contextlib.contextmanager
     def about(cls, subject: str) -> Iterator[None]:
-        """Begins the messages of mistakes with what they were found in, where that is not the command line."""
+        """Begins the messages of mistakes with their source, where that is not the command line."""
         cls.subject = subject
         try:
             yield

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.checkpoint import BrokenCheckpointError, check_resume, read, refuse_url
@@ -65,11 +66,14 @@ def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer
     """
     optimizer = model.make_optimizer()
     schedule = LambdaLR(optimizer, lambda step: 1.0)
+    # Averaging replaces the schedule by one of its own.
+    averages = any(isinstance(each, StochasticWeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+    known = type(model).configure_optimizers is MLP.configure_optimizers and not averages
     check_resume(
         path,
         checkpoint,
         trainer.fit_loop.state_dict(),
-        optimizer.state_dict() if type(model).configure_optimizers is MLP.configure_optimizers else None,
+        optimizer.state_dict() if known else None,
         schedule.state_dict(),
         {each.state_key: each.state_dict() for each in trainer.checkpoint_callbacks},
         [name for name, _ in model.named_parameters()],
