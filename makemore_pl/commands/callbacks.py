@@ -15,6 +15,7 @@ from torch import Tensor
 
 from makemore_pl.commands.messages import write_utf8
 from makemore_pl.commands.process import silence_stock_noise
+from makemore_pl.optimization import number_of_steps
 
 
 class Settings(Callback):
@@ -53,8 +54,7 @@ class Progress(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count = getattr(pl_module, "number_of_steps", lambda: trainer.estimated_stepping_batches)
-        self.total = int(total) if (total := count()) != float("inf") else None
+        self.total = int(total) if (total := number_of_steps(trainer)) != float("inf") else None
         self.start = self.said = time.monotonic()
         self.first_step = trainer.global_step
         console = Console(stderr=True)

@@ -31,7 +31,8 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder, WholeCheckpoints
 from makemore_pl.durable.interruption import Interruption, ending_quietly
 from makemore_pl.durable.watchdog import Watchdog
-from makemore_pl.model import MLP, as_list
+from makemore_pl.model import MLP
+from makemore_pl.optimization import as_list
 from makemore_pl.pictures.board import Board
 
 TRAINER_DEFAULTS = {

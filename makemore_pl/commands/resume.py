@@ -5,12 +5,12 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
-from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.checkpoint import BrokenCheckpointError, check_resume, read, refuse_url
 from makemore_pl.commands.messages import say
 from makemore_pl.durable.checkpoints import find, stopped_early
 from makemore_pl.model import MLP
+from makemore_pl.optimization import Schedule
 
 
 def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
@@ -65,7 +65,7 @@ def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer
         ValueError: if so; it says why.
     """
     optimizer = model.make_optimizer()
-    schedule = LambdaLR(optimizer, lambda step: 1.0)
+    schedule = Schedule(optimizer, "constant", 1, lambda: 1.0)
     # Averaging replaces the schedule by one of its own.
     averages = any(isinstance(each, StochasticWeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
     known = type(model).configure_optimizers is MLP.configure_optimizers and not averages
