@@ -5,9 +5,9 @@ It needs optuna: `pip install -c constraints.txt -e '.[sweep]'`.
 
 import hashlib
 import logging
-import shlex
 import sys
 import warnings
+from pathlib import Path
 
 import optuna
 from jsonargparse import auto_cli
@@ -21,7 +21,7 @@ from optuna_integration import PyTorchLightningPruningCallback
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.commands.cli import TRAINER_DEFAULTS
-from makemore_pl.commands.messages import fail
+from makemore_pl.commands.messages import command_line, fail
 from makemore_pl.commands.parser import Parser
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.threads import Threads, choose_threads
@@ -106,11 +106,12 @@ def sweep(
     done = TrialState.COMPLETE, TrialState.PRUNED
     if len(shared.get_trials(deepcopy=False, states=done)) < trials:
         shared.optimize(train, callbacks=[MaxTrialsCallback(trials, states=done)])
-    flags = [f"--model.{name} {value:g}" for name, value in shared.best_params.items()]
-    flags += [f"--trainer.max_steps {max_steps}", f"--data.path {shlex.quote(path)}" if path else ""]
+    flags = [word for name, value in shared.best_params.items() for word in (f"--model.{name}", f"{value:g}")]
+    flags += ["--trainer.max_steps", str(max_steps)]
+    words: list[str | Path] = [*flags, "--data.path", Path(path)] if path else [*flags]
     number = shared.best_trial.number
     print(f"val/loss {shared.best_value:.4f}, by trial {number} of {len(shared.trials)}", file=sys.stderr)
-    print("python -m makemore_pl fit", *filter(None, flags))
+    print(command_line("python", "-m", "makemore_pl", "fit", *words))
 
 
 def main() -> None:

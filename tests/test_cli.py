@@ -250,14 +250,17 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert call("fit", *words, *QUICK)[0] == 0
     status, _, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last", "--model.lr", 0.5)
     assert status == 0, err
-    assert err.startswith("resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n50 words (40 train")
+    assert err.startswith(
+        "resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n"
+        "changed: max_steps 6 instead of 4, lr 0.5 instead of 0.04\n50 words (40 train"
+    )
     assert not Path("lightning_logs/version_1").exists()
     resumed = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 6
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
-    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 6, err
+    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 7, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")
@@ -423,7 +426,7 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--config", "nul.yaml"], "'a\\x00b': cannot read this word list (its name holds a NUL)"),
         (
             ["fit", "--trainer.default_root_dir", "http://127.0.0.1:1/x"],
-            "http://127.0.0.1:1/x: is a URL, and nothing is downloaded",
+            "--trainer.default_root_dir http://127.0.0.1:1/x: is a URL; name a folder",
         ),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint under lightning_logs: train first (python -m makemore_pl fit) or name a file"),

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from makemore_pl.checkpoint import ARCHITECTURE, refuse_url, require_tensors
+from makemore_pl.checkpoint import ARCHITECTURE, require_tensors
 from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
 from makemore_pl.commands.evaluate import print_comparison
@@ -22,9 +22,11 @@ from makemore_pl.commands.help import COMMANDS
 from makemore_pl.commands.lr_find import lr_find
 from makemore_pl.commands.messages import open_streams, say
 from makemore_pl.commands.mistakes import in_one_line
+from makemore_pl.commands.outputs import refuse_overwriting, refuse_urls
 from makemore_pl.commands.parser import Parser, model_class, trust
 from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
+from makemore_pl.commands.recipe import Recipe, SaveConfig, changes, kept_flags
 from makemore_pl.commands.resume import find_checkpoint, require_resumable
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
 from makemore_pl.datamodule import NamesDataModule
@@ -78,6 +80,7 @@ def callbacks(command: str, options: Namespace) -> list[Callback]:
         command == "predict" and NamesWriter(options.sample),
         bar and Progress(),
         fit and StopNotFinite(),
+        fit and Recipe(trainer),
         # In blocks of updates the model logs the learning rate by itself.
         logs and options.data.hparams["steps_per_execution"] == 1 and LearningRateMonitor("step"),
         logs and options.pictures and Board(),
@@ -112,7 +115,8 @@ class CLI(LightningCLI):
             "trainer_defaults": TRAINER_DEFAULTS,
             "seed_everything_default": False,  # each generator has a seed of its own
             "auto_configure_optimizers": False,
-            "save_config_kwargs": {"overwrite": True},  # a resumed run stays in its folder
+            "save_config_callback": SaveConfig,
+            "save_config_kwargs": {"save_to_log_dir": False},
             "load_from_checkpoint_support": False,  # it would write the name of a function to call into the checkpoint
         }
         super().__init__(model, data, **ours | options)
@@ -170,8 +174,7 @@ class CLI(LightningCLI):
         for group in ("trainer", "model", "data"):
             if not isinstance(options.get(group), Namespace):
                 raise ValueError(f"--config: {group} is {options.get(group)}: expected names with values")
-        if options.trainer.default_root_dir is not None:
-            refuse_url(options.trainer.default_root_dir)
+        refuse_urls(options.trainer, "--trainer", Parser.trusted)
         self.checkpoint: dict[str, Any] | None = None
         self.same_run = command == "fit" and options.ckpt_path == "last"
         if command not in TRAINING or options.get("ckpt_path") is not None:
@@ -182,7 +185,8 @@ class CLI(LightningCLI):
         known = Namespace({f"{command}.model.{name}": sources.get(name, "") for name in LINKED})  # type: ignore[no-untyped-call]
         self.asked = parser.parse_args(args, known, defaults=False)[command]
         if self.asked.get("trainer.max_epochs") is not None and "trainer.max_steps" not in self.asked:
-            options.trainer.max_steps = -1  # a number of epochs replaces our number of steps
+            # A number of epochs replaces our number of steps.
+            options.trainer.max_steps = self.asked["trainer.max_steps"] = -1
         if command in ("validate", "test"):
             options.verbose = self.asked.get("verbose", False)  # our own table has more
         if type(seed := self.asked.get("seed_everything")) is int:
@@ -199,18 +203,27 @@ class CLI(LightningCLI):
             self.save_config_callback = None  # it would write into the current folder
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; omit the flag, or use cpu")
-        refuse_numbers(options.trainer)
-        if self.checkpoint is None:
-            return
+        if self.checkpoint is not None:
+            self.take_recipe(command, options.ckpt_path, self.checkpoint)
+        refuse_numbers(self.config[command].trainer)
+
+    def take_recipe(self, command: str, path: str, checkpoint: dict[str, Any]) -> None:
+        """Takes the recipe of a checkpoint, except for the flags that the user has given."""
         # The hyperparameters are those of the checkpoint, the data's included (validation must not run on words that
         # were trained on); what the user asked for wins where it can.
-        fixed, model = self.checkpoint["hyper_parameters"], dict(self.asked.get("model", {}))
+        fixed, model = checkpoint["hyper_parameters"], dict(self.asked.get("model", {}))
         for name in ARCHITECTURE + ["optimizer"] * (command == "fit"):
             if model.get(name, fixed[name]) != fixed[name]:
                 raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; omit the flag")
-        data = {**self.checkpoint.get("datamodule_hyper_parameters", {}), **dict(self.asked.get("data", {}))}
-        groups = {"model": fixed | model, "data": {name: value for name, value in data.items() if name not in LINKED}}
-        with Parser.about(f"{options.ckpt_path}: its hyperparameters do not fit"):
+        saved, data = checkpoint.get("datamodule_hyper_parameters", {}), dict(self.asked.get("data", {}))
+        kept, trainer = kept_flags(path, checkpoint) if command == "fit" else {}, dict(self.asked.get("trainer", {}))
+        self.changed = changes(kept, trainer) + changes(fixed, model) + changes(saved, data)
+        groups = {
+            "trainer": {name: value for name, value in kept.items() if name not in trainer},
+            "model": fixed | model,
+            "data": {name: value for name, value in (saved | data).items() if name not in LINKED},
+        }
+        with Parser.about(f"{path}: its hyperparameters do not fit"):
             self.config = self.parser.parse_object({command: groups}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -230,6 +243,9 @@ class CLI(LightningCLI):
         if self.subcommand in TRAINING and data.is_stream and self.trainer.world_size > 1:
             raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(options.trainer.precision, self.trainer.strategy.root_device)
+        flags, states = self.config[self.subcommand].trainer, (self.checkpoint or {}).get("callbacks")
+        path = options.ckpt_path if self.subcommand == "fit" else None
+        refuse_overwriting(str(self.subcommand), self.trainer, flags, path, states if isinstance(states, dict) else {})
         if self.checkpoint is None:
             return
         require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
@@ -252,6 +268,8 @@ class CLI(LightningCLI):
         require_memory_to_train(self.model)
         if self.checkpoint is not None:
             say(f"resuming {options['ckpt_path']}, step {self.checkpoint['global_step']:,}")
+            if self.changed:
+                say(f"changed: {', '.join(self.changed)}")
         describe(self.datamodule, self.model)
         load_teacher(self.datamodule)
         if isinstance(self.trainer.logger, RunFolder):

@@ -1,7 +1,6 @@
 """`fit`: the lines that it prints before and after the training."""
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
-from makemore_pl.commands.messages import say
+from makemore_pl.commands.messages import command_line, say
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunCheckpoint
 from makemore_pl.memory import require_memory
@@ -76,12 +75,13 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
     path, loss = "", None
     if best is not None and last is not None:
         loss = best.best_model_score
-        path = os.path.relpath(best.best_model_path or last.path)  # without validation there is no best
+        path = best.best_model_path or str(last.path)  # without validation there is no best
     if loss is not None and not torch.isfinite(loss):
         raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
     if path:
         model = type(model).load_from_checkpoint(path, "cpu")
-        say(f"checkpoint: {path}" + (f" (val/loss {loss:.4f})" if loss is not None else ""))
+        judged = f" (val/loss {loss:.4f}), chosen by it, so it is optimistic: see `test`" if loss is not None else ""
+        say(f"checkpoint: {os.path.relpath(path)}{judged}")
     if data.hparams["val_fraction"]:
         _, scores = compare(model, data, trainer, "val")
         losses = [f"{name.split(',')[0]} {of[0].loss:.4f}" for name, of in scores.items()][:3]
@@ -89,7 +89,7 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         line = f"; on words not in train {', '.join(unseen)}" if unseen else ""
         say(f"compared: {', '.join(losses)}{line}")
     if path:
-        say(f"more names: python -m makemore_pl predict --ckpt_path {shlex.quote(path)}")
+        say(f"more names: {command_line('python', '-m', 'makemore_pl', 'predict', '--ckpt_path', Path(path))}")
     if log_dir and isinstance(trainer.logger, TensorBoardLogger):
-        say(f"the curves: tensorboard --logdir {shlex.quote(os.path.relpath(Path(log_dir).parent))}")
+        say(f"the curves: {command_line('tensorboard', '--logdir', Path(log_dir).parent)}")
     print(*model.sample(), sep="\n", flush=True)

@@ -1,9 +1,6 @@
 """`lr_find`, the lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
 
 import math
-import os
-import re
-import shlex
 import sys
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.fit import describe, load_teacher
-from makemore_pl.commands.messages import say
+from makemore_pl.commands.messages import command_line, say
 from makemore_pl.commands.threads import choose_threads, products
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
@@ -42,12 +39,16 @@ def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps
     describe(datamodule, model)
     load_teacher(datamodule)
     lr, low, high = (f"{lr:.2g}" for lr in find_lr(trainer, model, datamodule, num_steps))
-    picture = os.path.relpath(Path(trainer.log_dir or trainer.default_root_dir, "lr_find.png"))
-    say(f"learning rate {lr}, good from {low} to {high}; the curve: {shlex.quote(picture)}")
-    asked = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :])
-    flags = re.split(r" (?=--)", asked) if asked else []
-    kept = [flag for flag in flags if re.split("[ =]", flag)[0] not in ("--num_steps", "--model.lr")]
-    print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
+    picture = Path(trainer.log_dir or trainer.default_root_dir, "lr_find.png")
+    say(f"learning rate {lr}, good from {low} to {high}; the curve: {command_line(picture)}")
+    words = iter(sys.argv[sys.argv.index("lr_find") + 1 :] if "lr_find" in sys.argv else [])
+    kept = []
+    for word in words:
+        if word.partition("=")[0] not in ("--num_steps", "--model.lr"):
+            kept.append(word)
+        elif "=" not in word:
+            next(words, None)  # its value
+    print(command_line("python", "-m", "makemore_pl", "fit", *kept, "--model.lr", lr), flush=True)
 
 
 def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int | None = None) -> Found:

@@ -4,6 +4,8 @@ import difflib
 import io
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -49,6 +51,20 @@ def write_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8")
 
 
+def command_line(*words: str | Path) -> str:
+    """Joins words into a command for the shell of this system, to be pasted.
+
+    Args:
+        words: a `Path` is named from the current folder, and never taken for a flag.
+    """
+    relative = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
+    safe = [
+        os.path.join(".", name) if isinstance(word, Path) and name.startswith("-") else name
+        for word, name in zip(words, relative, strict=True)
+    ]
+    return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
+
+
 @rank_zero_only
 def say(line: str) -> None:
     """Prints a line to stderr; stdout is for predictions."""
@@ -90,7 +106,9 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
     if message.startswith('expected "subcommand"'):
         return f"no command: expected {either(COMMANDS)}"
     if match := re.search(r"Importing '(\S+)' is not allowed", message):
-        return f"{match[1]}: configs may not import it; if you trust it, add --trust {match[1].partition('.')[0]}"
+        name, logger = match[1], "lightning.pytorch.loggers"
+        module = logger if name.startswith(logger) else name.partition(".")[0]
+        return f"{name}: configs may not import it; if you trust it, add --trust {module}"
     if match := re.match(r"argument (\S+) --> (\S+): ", message):
         return f"--{match[2]}: the checkpoint has its own; omit the flag"
     if match := re.match(r'Parser key "([^"]*)": (.*)', message):

@@ -25,9 +25,11 @@ from makemore_pl.commands.messages import either, explain, fail
 from makemore_pl.model import MLP
 from makemore_pl.wordlist import shipped
 
-CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "loggers", "plugins", "profilers")]
+CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "plugins", "profilers")]
+LOGGERS = "CSVLogger", "TensorBoardLogger", "csv_logs", "tensorboard"
+CLASSES += [f"lightning.pytorch.loggers.{name}" for name in LOGGERS]
 CLASSES += ["lightning.pytorch.strategies", "lightning.fabric.plugins", "makemore_pl", "torchmetrics"]
-"""The modules whose classes a config may name. Not torch: some of its classes run commands."""
+"""The modules and classes that a config may name: no loggers of a service, and not torch, which can run commands."""
 
 set_parsing_settings(
     add_print_completion_argument=True,
@@ -78,6 +80,7 @@ class Parser(LightningArgumentParser):
     """
 
     parsers: ClassVar[dict[str, "Parser"]] = {}
+    trusted: ClassVar[list[str]] = []
     subject: ClassVar[str] = ""
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
@@ -145,7 +148,8 @@ def trust(words: Sequence[str]) -> None:
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--trust", action="append", default=[])
     with contextlib.suppress(ArgumentError):  # reported again by the real parser
-        set_parsing_settings(import_path_allowlist=parser.parse_known_args(words)[0].trust)
+        Parser.trusted = parser.parse_known_args(words)[0].trust
+        set_parsing_settings(import_path_allowlist=Parser.trusted)
 
 
 def model_class(words: Sequence[str]) -> type[MLP]:
