@@ -355,6 +355,28 @@ def test_epochs_can_be_counted_instead_of_steps(folder, call):
     assert last["global_step"] > 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("root", ["my out", "it's", '"$HOME"', "-out", "a;b&c"])
+def test_printed_commands_can_be_pasted(root, folder, call):
+    status, names, err = call("fit", "--data.num_words", 50, *QUICK, f"--trainer.default_root_dir={root}")
+    assert status == 0, err
+    (names_line,) = re.findall(r"(?m)^more names: (.*)$", err)
+    (curves_line,) = re.findall(r"(?m)^the curves: (.*)$", err)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "bin" / "tensorboard").write_text('#!/bin/sh\ntest "$1" = --logdir && ls "$2"\n')
+    (folder / "bin" / "tensorboard").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    pasted = [
+        subprocess.run(line, shell=True, env=environment, text=True, capture_output=True, timeout=300)
+        for line in (names_line, curves_line)
+    ]
+    assert [done.stdout for done in pasted] == [names, "version_0\n"], pasted
+
+
 @pytest.mark.parametrize(
     ("flags", "dtype", "steps"),
     [

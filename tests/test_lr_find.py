@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+import shlex
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,17 @@ def test_lr_find_on_the_command_line(call, tmp_path, monkeypatch):
     assert line == expected
     assert 0.001 < float(lr) < 1
     assert call(*out.split()[3:], "--trainer.max_steps", 2)[0] == 0
+
+
+def test_the_command_of_lr_find_can_be_pasted(call, tmp_path, monkeypatch, names):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my --list's.txt").write_text("\n".join(names[:300]), encoding="utf-8")
+    flags = ["--num_steps=30", "--model.hidden_size", 8, "--data.path", "my --list's.txt", "--model.lr", "0.5"]
+    status, out, err = call("lr_find", *flags)
+    assert status == 0, err
+    words = shlex.split(out)
+    expected = ["fit", "--model.hidden_size", "8", "--data.path", "my --list's.txt", "--model.lr"]
+    assert words[:-1] == ["python", "-m", "makemore_pl", *expected]
 
 
 def test_what_lr_find_finds_for_the_default_recipe_trains_well(call, tmp_path, monkeypatch):

@@ -57,11 +57,9 @@ def command_line(*words: str | Path) -> str:
     Args:
         words: a `Path` is named from the current folder, and never taken for a flag.
     """
-    relative = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
-    safe = [
-        os.path.join(".", name) if isinstance(word, Path) and name.startswith("-") else name
-        for word, name in zip(words, relative, strict=True)
-    ]
+    named = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
+    dashed = [isinstance(word, Path) and name.startswith("-") for word, name in zip(words, named, strict=True)]
+    safe = [f".{os.sep}{name}" if dash else name for name, dash in zip(named, dashed, strict=True)]
     return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
 
 
