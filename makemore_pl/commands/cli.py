@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from makemore_pl.checkpoint import ARCHITECTURE, require_tensors
+from makemore_pl.checkpoint import require_tensors
 from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
 from makemore_pl.commands.evaluate import print_comparison
@@ -26,7 +26,7 @@ from makemore_pl.commands.outputs import refuse_overwriting, refuse_urls
 from makemore_pl.commands.parser import Parser, model_class, trust
 from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
-from makemore_pl.commands.recipe import Recipe, SaveConfig, changes, kept_flags
+from makemore_pl.commands.recipe import LINKED, Recipe, SaveConfig, recipe
 from makemore_pl.commands.resume import find_checkpoint, require_resumable
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
 from makemore_pl.datamodule import NamesDataModule
@@ -46,9 +46,6 @@ TRAINER_DEFAULTS = {
 
 TRAINING = ["fit", "lr_find"]
 """The commands that read a list and train; the others read a checkpoint."""
-
-LINKED = ["block_size", "vocabulary"]
-"""The hyperparameters that model and data share."""
 
 
 class Trainer(LightningTrainer):
@@ -204,27 +201,10 @@ class CLI(LightningCLI):
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; omit the flag, or use cpu")
         if self.checkpoint is not None:
-            self.take_recipe(command, options.ckpt_path, self.checkpoint)
+            groups, self.changed = recipe(command, options.ckpt_path, self.checkpoint, self.asked)
+            with Parser.about(f"{options.ckpt_path}: its hyperparameters do not fit"):
+                self.config = self.parser.parse_object({command: groups}, self.config)
         refuse_numbers(self.config[command].trainer)
-
-    def take_recipe(self, command: str, path: str, checkpoint: dict[str, Any]) -> None:
-        """Takes the recipe of a checkpoint, except for the flags that the user has given."""
-        # The hyperparameters are those of the checkpoint, the data's included (validation must not run on words that
-        # were trained on); what the user asked for wins where it can.
-        fixed, model = checkpoint["hyper_parameters"], dict(self.asked.get("model", {}))
-        for name in ARCHITECTURE + ["optimizer"] * (command == "fit"):
-            if model.get(name, fixed[name]) != fixed[name]:
-                raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; omit the flag")
-        saved, data = checkpoint.get("datamodule_hyper_parameters", {}), dict(self.asked.get("data", {}))
-        kept, trainer = kept_flags(path, checkpoint) if command == "fit" else {}, dict(self.asked.get("trainer", {}))
-        self.changed = changes(kept, trainer) + changes(fixed, model) + changes(saved, data)
-        groups = {
-            "trainer": {name: value for name, value in kept.items() if name not in trainer},
-            "model": fixed | model,
-            "data": {name: value for name, value in (saved | data).items() if name not in LINKED},
-        }
-        with Parser.about(f"{path}: its hyperparameters do not fit"):
-            self.config = self.parser.parse_object({command: groups}, self.config)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.subcommand]

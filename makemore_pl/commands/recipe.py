@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.messages import say
 from makemore_pl.optimization import Schedule, lr_factor
 
@@ -23,6 +24,10 @@ KEPT = [
     *("accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm", "log_every_n_steps", "precision"),
 ]
 """The flags of the Trainer that shape a run; its device, its folder and its callbacks may differ on resume."""
+
+
+LINKED = ["block_size", "vocabulary"]
+"""The hyperparameters that model and data share."""
 
 
 class Recipe(Callback):
@@ -60,6 +65,39 @@ class Recipe(Callback):
             f"the {schedule.name} schedule now ends at step {self.steps:,} instead of {before:,}: "
             f"the next learning rate is {lr:.2g} instead of {lr_before:.2g}"
         )
+
+
+def recipe(
+    command: str, path: str, checkpoint: Mapping[str, Any], asked: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Joins the recipe of a checkpoint with the flags that the user has given, which win.
+
+    The data is part of it for every command: validation must not run on words that were trained on.
+
+    Args:
+        command: its name; only `fit` takes the flags of the Trainer.
+        path: of the checkpoint, for the errors.
+        checkpoint: its content.
+        asked: the flags that the user has given, by group.
+
+    Returns:
+        The options of trainer, model and data, and the changes to the recipe.
+
+    Raises:
+        ValueError: if a flag asks for another architecture, or for another optimizer on resume.
+    """
+    trainer, model, data = (dict(asked.get(group, {})) for group in ("trainer", "model", "data"))
+    fixed, saved = checkpoint["hyper_parameters"], checkpoint.get("datamodule_hyper_parameters", {})
+    for name in ARCHITECTURE + ["optimizer"] * (command == "fit"):
+        if model.get(name, fixed[name]) != fixed[name]:
+            raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; omit the flag")
+    kept = kept_flags(path, checkpoint) if command == "fit" else {}
+    groups = {
+        "trainer": {name: value for name, value in kept.items() if name not in trainer},
+        "model": fixed | model,
+        "data": {name: value for name, value in (saved | data).items() if name not in LINKED},
+    }
+    return groups, changes(kept, trainer) + changes(fixed, model) + changes(saved, data)
 
 
 def kept_flags(path: str, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
