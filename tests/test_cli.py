@@ -250,14 +250,17 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert call("fit", *words, *QUICK)[0] == 0
     status, _, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last", "--model.lr", 0.5)
     assert status == 0, err
-    assert err.startswith("resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n50 words (40 train")
+    assert err.startswith(
+        "resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n"
+        "changed: max_steps 6 instead of 4, lr 0.5 instead of 0.04\n50 words (40 train"
+    )
     assert not Path("lightning_logs/version_1").exists()
     resumed = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 6
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
-    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 6, err
+    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 7, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")
@@ -352,6 +355,28 @@ def test_epochs_can_be_counted_instead_of_steps(folder, call):
     assert last["global_step"] > 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("root", ["my out", "it's", '"$HOME"', "-out", "a;b&c"])
+def test_printed_commands_can_be_pasted(root, folder, call):
+    status, names, err = call("fit", "--data.num_words", 50, *QUICK, f"--trainer.default_root_dir={root}")
+    assert status == 0, err
+    (names_line,) = re.findall(r"(?m)^more names: (.*)$", err)
+    (curves_line,) = re.findall(r"(?m)^the curves: (.*)$", err)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "bin" / "tensorboard").write_text('#!/bin/sh\ntest "$1" = --logdir && ls "$2"\n')
+    (folder / "bin" / "tensorboard").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    pasted = [
+        subprocess.run(line, shell=True, env=environment, text=True, capture_output=True, timeout=300)
+        for line in (names_line, curves_line)
+    ]
+    assert [done.stdout for done in pasted] == [names, "version_0\n"], pasted
+
+
 @pytest.mark.parametrize(
     ("flags", "dtype", "steps"),
     [
@@ -421,11 +446,12 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is not a file, but a device"),
         (["fit", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
         (["predict", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
-        (["fit", "--config", "empty_model.yaml"], "--config: model is null: expected names with values"),
+        (["fit", "--config", "empty_model.yaml"], 'Key "model.block_size" not found'),
+        (["fit", "--trainer.devices", "[0,0]", "--trainer.accelerator", "cpu"], "`devices` selected with `CPUAcc"),
         (["fit", "--config", "nul.yaml"], "'a\\x00b': cannot read this word list (its name holds a NUL)"),
         (
             ["fit", "--trainer.default_root_dir", "http://127.0.0.1:1/x"],
-            "http://127.0.0.1:1/x: is a URL, and nothing is downloaded",
+            "--trainer.default_root_dir http://127.0.0.1:1/x: is a URL; name a folder",
         ),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint found: looked in lightning_logs/version_*/checkpoints, checkpoints"),
