@@ -1,14 +1,11 @@
-"""A checkpoint file -> plain values and tensors: nothing in it runs, and none takes more memory than it has bytes.
-
-Over 300 lines: everything that may be wrong with a file is looked for, and named, by itself.
-"""
+"""A checkpoint file -> plain values and tensors. No code in it runs, and it takes no more memory than it has bytes."""
 
 import hashlib
 import io
 import pickletools
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,45 +16,81 @@ from torch import Tensor, nn
 from makemore_pl.memory import require_memory
 
 ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
-"""The hyperparameters that give the five tensors their shapes and meaning."""
+"""The hyperparameters that determine the shapes and the meaning of the five tensors."""
 
 SEAL = b"makemore_pl sha256 "
-"""Begins the comment of the zip archive; the digest of all bytes before it follows, in hexadecimal."""
+"""Begins the comment of the zip archive; the SHA-256 of all bytes before it follows, in hexadecimal."""
 
 DIGEST = 64
-"""Its digits."""
+"""Length of that checksum, in digits."""
 
 CALLS = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
     r"|torch (Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool)Storage"
 )
-"""What the pickle in a checkpoint may name; torch lets more pass, some of which takes any amount of memory."""
+"""Names that the pickle in a checkpoint may contain; torch allows more, some of which take any amount of memory."""
 
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 NOT_DOWNLOADED = ": is a URL, and nothing is downloaded; download it and name the file"
-"""What is said of a URL where a file is expected."""
-
-PARAMETERS = "C", "W1", "b1", "W2", "b2"
-"""In the order that the optimizer knows them by."""
-
+"""The error for a URL where a file is expected."""
 
 Made = TypeVar("Made")
 
 
 class BrokenCheckpointError(ValueError):
-    """A file that is not what was written."""
+    """A file whose bytes are not those that were written."""
+
+
+def load_as(kind: type[Made], path: str | Path, weights_only: bool = True, **given: Any) -> tuple[Made, dict[str, Any]]:
+    """Makes a model or its data from the hyperparameters in a checkpoint.
+
+    Args:
+        kind: a LightningModule or LightningDataModule; its `CHECKPOINT_HYPER_PARAMS_KEY` says which hyperparameters.
+        path: the file.
+        weights_only: must be true; it is an argument of Lightning's `load_from_checkpoint`.
+        given: hyperparameters that replace those of the checkpoint.
+
+    Returns:
+        The new object, without the weights, and the checkpoint.
+
+    Raises:
+        ValueError: if it is not a checkpoint of this project, or broken, or its hyperparameters do not fit.
+        OSError: if it cannot be read.
+    """
+    if not weights_only:
+        raise ValueError("weights_only is False: expected True, as no code is run from a file")
+    checkpoint = read(path)
+    hparams = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {})  # type: ignore[attr-defined]
+    return make(kind, path, hparams, given), checkpoint
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """Loads a checkpoint and checks that it is one of this project's.
+
+    Raises:
+        ValueError: if it is not one of this project's, or broken.
+        OSError: if it cannot be read.
+    """
+    checkpoint = load(path)
+    for group in ("hyper_parameters", "datamodule_hyper_parameters"):
+        hparams = checkpoint.get(group) if isinstance(checkpoint, dict) else None
+        # Stock LightningCLI saves the name of a function to call; we call none, and ignore Lightning's own.
+        if isinstance(hparams, dict) and hparams.get("_instantiator") == "lightning.pytorch.cli.instantiate_module":
+            del hparams["_instantiator"]
+    check(path, checkpoint)
+    return checkpoint
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint onto the CPU, tensors and plain values only, if it is what was written.
+    """Loads a file onto the CPU, plain values and tensors only, if its bytes are those that were written.
 
     Args:
-        path: a file; one without a seal, as other programs write it, must be free of errors as a zip archive.
+        path: a file; without a checksum, as other programs write it, it must be an intact zip archive.
 
     Raises:
-        BrokenCheckpointError: if it is not.
-        ValueError: if it is no file but a URL.
+        BrokenCheckpointError: if it is not intact.
+        ValueError: if it is a URL, a folder or a device, or larger than the memory.
         OSError: if it cannot be read.
     """
     refuse_url(path)
@@ -68,93 +101,70 @@ def load(path: str | Path) -> dict[str, Any]:
     return unpack(Path(path).read_bytes(), path)
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint and checks that it is one of this project's.
+def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
+    """Loads the content of a file; `path` is for the errors.
 
     Raises:
-        BrokenCheckpointError: if it is not what was written.
-        ValueError: if it is none, or not one of this project's.
-        OSError: if it cannot be read.
+        BrokenCheckpointError: if it is not intact.
     """
-    checkpoint = load(path)
-    forget_maker(checkpoint)
-    check(path, checkpoint)
-    return checkpoint
-
-
-def forget_maker(checkpoint: Any) -> None:
-    """Drops what stock LightningCLI writes among the hyperparameters: the function to call, which is always its own."""
-    for group in ("hyper_parameters", "datamodule_hyper_parameters"):
-        hparams = checkpoint.get(group) if isinstance(checkpoint, dict) else None
-        if isinstance(hparams, dict) and hparams.get("_instantiator") == "lightning.pytorch.cli.instantiate_module":
-            del hparams["_instantiator"]
-
-
-def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint from the content of a file; the path is for the errors."""
     sealed = content[:-DIGEST].endswith(SEAL)
     if sealed and hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
-        raise BrokenCheckpointError(f"{path}: this checkpoint is broken: its checksum is another")
+        raise BrokenCheckpointError(f"{path}: this checkpoint is broken: its checksum does not match")
     try:
-        # What is no zip archive could only be a pickle of old, which takes memory for what it says of itself.
+        # Anything but a zip archive could only be a legacy pickle, which allocates whatever size it claims.
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
             packed = any(record.compress_type != zipfile.ZIP_STORED for record in records)
             if packed or sum(record.file_size for record in records) > len(content):
-                raise BrokenCheckpointError(f"{path}: not a checkpoint: it would unpack to more than it is")
+                raise BrokenCheckpointError(f"{path}: not a checkpoint: it would unpack to more than its size")
             bad = None if sealed else archive.testzip()
         refuse_calls(content, path)
-        # Said explicitly, it also holds where TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD is set.
+        # An explicit weights_only overrides TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD.
         checkpoint = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except BrokenCheckpointError:
         raise
     except Exception as error:
-        # Whatever a broken file throws: a dozen types, from zip, pickle and torch.
+        # A broken file raises any of a dozen types, from zip, pickle and torch.
         raise BrokenCheckpointError(f"{path}: cannot read this checkpoint ({type(error).__name__})") from None
     if bad or (not sealed and isinstance(checkpoint, dict) and checkpoint.get("sealed")):
-        raise BrokenCheckpointError(f"{path}: this checkpoint is broken: it has lost its checksum")
+        raise BrokenCheckpointError(f"{path}: this checkpoint is broken: its checksum is missing")
     return checkpoint
 
 
 def refuse_calls(content: bytes, path: str | Path) -> None:
-    """Refuses a pickle that names more than tensors and plain values need.
+    """Refuses a pickle that calls more than tensors and plain values need.
 
     Raises:
         BrokenCheckpointError: if it does.
     """
     if not content.startswith(b"PK\3\4"):
         raise BrokenCheckpointError(f"{path}: not a checkpoint: it does not begin as a zip archive")
-    # As torch finds the pickle in the archive: other readers may see another one.
+    # Torch's own archive reader: of two pickles in one archive, another reader may find the other.
     pickled = torch._C.PyTorchFileReader(io.BytesIO(content)).get_record("data.pkl")
     for operation, name, _ in pickletools.genops(pickled):
-        # torch.save writes no other operation that names something, and torch.load takes none.
+        # torch.load executes no other operation that imports a name.
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not CALLS.fullmatch(str(name)):
             raise BrokenCheckpointError(f"{path}: not a checkpoint of makemore_pl: it calls {str(name)[:60]!r}")
 
 
 def refuse_url(path: str | Path) -> None:
-    """Refuses a URL.
-
-    Raises:
-        ValueError: if it is one.
-    """
+    """Raises a ValueError if a path is a URL."""
     if "://" in str(path):
         raise ValueError(f"{path}{NOT_DOWNLOADED}")
 
 
 def check(path: str | Path, checkpoint: Any) -> None:
-    """Refuses what is no checkpoint of this project, does not fit together, or reaches for more than itself.
+    """Refuses a checkpoint of another program or version, inconsistent sizes, and paths outside its folder.
 
     Raises:
-        ValueError: if so; it says what it is.
+        ValueError: if so; it names the cause.
     """
+    not_ours = f"{path}: not a checkpoint of makemore_pl"
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl")
+        raise ValueError(not_ours)
     hparams, tensors = checkpoint.get("hyper_parameters"), checkpoint["state_dict"]
     if not isinstance(hparams, dict) or not {"vocabulary", "block_size"} & hparams.keys():
-        raise ValueError(
-            f"{path}: not a checkpoint of makemore_pl, but of another model (its first tensors: {some_of(tensors)})"
-        )
+        raise ValueError(f"{not_ours}, but of another model (its first tensors: {some_of(tensors)})")
     missing = [name for name in ARCHITECTURE if name not in hparams]
     if missing:
         raise ValueError(
@@ -163,38 +173,35 @@ def check(path: str | Path, checkpoint: Any) -> None:
     for group in (hparams, checkpoint.get("datamodule_hyper_parameters", {})):
         check_values(path, group)
     if type(checkpoint.get("global_step", 0)) is not int:
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl: its global_step is no whole number")
+        raise ValueError(f"{not_ours}: its global_step is not a whole number")
     V, (T, E, H) = len(hparams["vocabulary"] or "") + 1, (hparams[name] for name in ARCHITECTURE[1:])
-    shapes = dict(zip(PARAMETERS, [(V, E), (T * E, H), (H,), (H, V), (V,)], strict=True))
+    shapes = {"C": (V, E), "W1": (T * E, H), "b1": (H,), "W2": (H, V), "b2": (V,)}
     if not tensors.keys() >= shapes.keys():
         require_tensors(path, tensors, shapes)
     for tensor in find_tensors(checkpoint):
-        # Of the others, some do not even have a shape.
+        # Tensors of other kinds may not even have a shape.
         plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided and not tensor.is_meta
         plain = plain and not tensor.is_nested and not tensor.is_quantized
         if not plain or tensor.nbytes > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{path}: not a checkpoint of makemore_pl: a tensor claims numbers that are not there")
+            raise ValueError(f"{not_ours}: a tensor claims more numbers than the file contains")
     for name, shape in shapes.items():
         found = tuple(getattr(tensors[name], "shape", ()))
         if found != shape:
             raise ValueError(
-                f"{path}: this checkpoint does not fit together: {name} is {found}, "
-                f"and its hyperparameters make that {shape}"
+                f"{path}: this checkpoint is inconsistent: {name} is {found}, but its hyperparameters give {shape}"
             )
         if tensors[name].dtype not in FLOATS:
-            raise ValueError(f"{path}: not a checkpoint of makemore_pl: {name} is of {tensors[name].dtype}")
+            raise ValueError(f"{not_ours}: {name} is of {tensors[name].dtype}")
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):  # a subclass of MLP may have more of them
-        raise ValueError(f"{path}: not a checkpoint of makemore_pl: not all of its weights are tensors")
+        raise ValueError(f"{not_ours}: not all of its weights are tensors")
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise ValueError(f"{path}: not all weights are finite numbers: that training failed; try a smaller --model.lr")
     for name in find_saved_paths(checkpoint):
-        raise ValueError(
-            f"{path}: not a checkpoint of makemore_pl: it names a file outside of its folder, {some_of([name])}"
-        )
+        raise ValueError(f"{not_ours}: it names a file outside its folder, {some_of([name])}")
 
 
 def require_tensors(path: str | Path, tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Refuses other tensors than those of a model: a subclass of MLP may have more than the five.
+    """Refuses tensors with other names than those of the model, which may be a subclass of MLP with more than five.
 
     Raises:
         ValueError: if so.
@@ -206,10 +213,10 @@ def require_tensors(path: str | Path, tensors: Mapping[str, Any], ours: Mapping[
 
 
 def check_values(path: str | Path, hparams: Any) -> None:
-    """Refuses hyperparameters that are more than names with plain values: Lightning imports what some of them name.
+    """Refuses hyperparameters other than names with plain values: Lightning imports classes that some of them name.
 
     Raises:
-        ValueError: if there is one, or one of the architecture is of another type or below 1.
+        ValueError: if there is one, or one of the architecture has another type or is below 1.
     """
     if not isinstance(hparams, dict):
         raise ValueError(f"{path}: not a checkpoint of makemore_pl: its hyperparameters have no names")
@@ -222,16 +229,18 @@ def check_values(path: str | Path, hparams: Any) -> None:
             special = not isinstance(name, str) or name.startswith(("_", "class_path", "init_args", "dict_kwargs"))
             fits = isinstance(value, str | int | float | None) and not special
         if not fits:
-            raise ValueError(f"{path}: not a checkpoint of makemore_pl: {some_of([name])} is not what a model takes")
+            raise ValueError(
+                f"{path}: not a checkpoint of makemore_pl: {some_of([name])} is not a valid hyperparameter"
+            )
 
 
 def some_of(names: Iterable[Any]) -> str:
-    """Escapes and shortens the first of some names: they come from an unknown file and go to a terminal."""
+    """Joins the first names, escaped and shortened: they come from an unknown file and go to a terminal."""
     return ", ".join(ascii(str(name)[:40])[1:-1] for name in islice(names, 5)) or "none"
 
 
 def find_tensors(checkpoint: Any) -> Iterator[Tensor]:
-    """Finds all tensors, however deep; what hangs together in several ways is seen once."""
+    """Yields all tensors in nested dictionaries and lists. Each container is visited once: a pickle may have cycles."""
     found, seen = [checkpoint], set[int]()
     while found:
         value = found.pop()
@@ -247,9 +256,9 @@ def find_tensors(checkpoint: Any) -> Iterator[Tensor]:
 
 
 def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
-    """Finds the files that a ModelCheckpoint would take for its own, and remove, though they lie elsewhere.
+    """Yields paths outside its folder that a ModelCheckpoint would remove as its own files.
 
-    Lightning removes what begins with the name of its folder, also where `..` then leads out of it.
+    Lightning removes a path that begins with the name of the folder, even if `..` then leads out of it.
     """
     callbacks = checkpoint.get("callbacks", {})
     for state in callbacks.values() if isinstance(callbacks, dict) else ():
@@ -259,131 +268,20 @@ def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
         kept = state.get("best_k_models") or {}
         saved += kept if isinstance(kept, dict) else [str(kept)]
         for path in map(str, filter(None, saved)):
-            # A folder named relative to the current one may begin with it.
+            # A relative folder may itself begin with `..`.
             parts = Path(path.removeprefix(str(state["dirpath"]))).parts
             if ".." in list(dropwhile("..".__eq__, parts)):
                 yield path
 
 
 def make(kind: type[Made], path: str | Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> Made:
-    """Makes something of the hyperparameters that a checkpoint holds, and of those that are given in their place.
+    """Makes an object from the hyperparameters of a checkpoint; those that are given replace them.
 
     Raises:
-        ValueError: if they are not what it takes.
+        ValueError: if it does not accept them.
     """
     try:
         return kind(**{**saved, **given})
     except (TypeError, ValueError, RuntimeError) as error:
-        why = ascii(str(error)[:200])[1:-1]  # it may quote them
+        why = ascii(str(error)[:200])[1:-1]  # it may quote text of the file
         raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({why})") from None
-
-
-def check_resume(
-    path: str | Path,
-    checkpoint: Mapping[str, Any],
-    loop: Mapping[str, Any],
-    optimizer: Mapping[str, Any] | None,
-    schedule: Mapping[str, Any],
-    callbacks: Mapping[str, Mapping[str, Any]],
-    parameters: Sequence[str] = PARAMETERS,
-) -> None:
-    """Refuses what a training cannot resume from, of what `check` let pass: fused optimizers check no shapes.
-
-    Args:
-        path: of the checkpoint, for the errors.
-        checkpoint: what it holds.
-        loop: what the training's loop would save before the first step: the checkpoint's must be of that form.
-        optimizer: what its optimizer would; None for optimizers and schedulers of one's own, of which nothing is known.
-        schedule: what its learning-rate scheduler would.
-        callbacks: what its ModelCheckpoints would, by their keys.
-        parameters: the names of the model's parameters, in the order in which the optimizer has them.
-
-    Raises:
-        ValueError: if so; it says what it is.
-    """
-    if "optimizer_states" not in checkpoint:  # as in those that `export` writes
-        raise ValueError(f"{path}: this checkpoint has no optimizer state to resume with")
-    misfit = next(find_misfits(checkpoint, loop, optimizer, schedule, callbacks, parameters), None)
-    if misfit is not None:
-        raise ValueError(f"{path}: not a checkpoint to resume from: its {misfit} is not what this training would save")
-
-
-def find_misfits(
-    checkpoint: Mapping[str, Any],
-    loop: Mapping[str, Any],
-    optimizer: Mapping[str, Any] | None,
-    schedule: Mapping[str, Any],
-    callbacks: Mapping[str, Mapping[str, Any]],
-    parameters: Sequence[str],
-) -> Iterator[str]:
-    """Finds what does not fit. Only the first is sure to be there: what follows relies on what was looked at before."""
-    forms: dict[str, Any] = {"global_step": 0, "loops": {}, "callbacks": {}}
-    for name, form in (forms if optimizer is None else forms | {"lr_schedulers": [schedule]}).items():
-        yield from compare(checkpoint.get(name), form, name)
-    version = checkpoint.get("pytorch-lightning_version")
-    if not isinstance(version, str) or not re.fullmatch(r"2(\.\d+)+\w*", version):
-        yield "version of Lightning"
-
-    found = checkpoint["loops"].get("fit_loop")
-    yield from compare(found, loop, "fit_loop")
-    if "combined_loader" in found["state_dict"]:
-        yield "combined_loader"
-    for key in callbacks.keys() & checkpoint["callbacks"].keys():
-        saved = checkpoint["callbacks"][key]
-        yield from compare(saved, callbacks[key], "ModelCheckpoint")
-        for item in saved["best_k_models"].items():
-            yield from compare(list(item), ["", None], "best_k_models")
-
-    if optimizer is None:
-        return
-    states, tensors = checkpoint["optimizer_states"], checkpoint["state_dict"]
-    yield from compare(states, [{"state": {}, "param_groups": [{}]}], "optimizer")
-    (group,), (options,) = states[0]["param_groups"], optimizer["param_groups"]
-    free = dict.fromkeys(("lr", "initial_lr", "weight_decay"), 0.0)
-    if any(type(group.get(name)) not in (int, float) for name in free) or any(True for _ in find_tensors(group)):
-        yield "param_groups"
-    # A newer version of torch may know more options.
-    ours = options.keys() - free.keys() - {"betas"}
-    if not options.keys() <= group.keys() or any(group[name] != options[name] for name in ours):
-        yield "param_groups"
-    for place, state in states[0]["state"].items():
-        if type(place) is not int or place not in options["params"]:
-            yield "optimizer"
-        tensor = tensors[parameters[place]]
-        adamw = {"step": torch.zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
-        yield from compare(state, adamw if "betas" in options else {}, "optimizer")
-    if checkpoint["lr_schedulers"][0]["last_epoch"] != checkpoint["global_step"]:
-        yield "lr_schedulers"
-    kept = checkpoint["callbacks"].get("KeepMetrics", {})
-    yield from compare(kept, {}, "KeepMetrics")
-    if not all(isinstance(name, str) and type(value) is float for name, value in kept.items()):
-        yield "KeepMetrics"
-    form = {"wait_count": 0, "stopped_epoch": 0, "best_score": torch.zeros(()), "patience": 0}
-    for key, state in checkpoint["callbacks"].items():
-        if str(key).startswith("EarlyStopping"):  # which may know more
-            yield from compare({name: state.get(name) for name in form} if isinstance(state, dict) else None, form, key)
-
-
-def compare(found: Any, form: Any, name: str) -> Iterator[str]:
-    """Finds where something is not of a form: the same keys, kinds of values, shapes of tensors.
-
-    What is empty in the form may be filled, and what is None a plain value or a single number.
-    """
-    match form:
-        case dict():
-            fits = isinstance(found, dict) and (not form or found.keys() == form.keys())
-            inside = [(found[key], form[key]) for key in form] if fits else []
-        case list():
-            fits = isinstance(found, list) and len(found) == len(form)
-            inside = list(zip(found, form, strict=True)) if fits else []
-        case Tensor():
-            fits = isinstance(found, Tensor) and found.shape == form.shape and found.dtype in FLOATS
-            fits, inside = fits and found.is_contiguous(), []
-        case None:
-            fits, inside = isinstance(found, str | float | None) or (isinstance(found, Tensor) and found.ndim == 0), []
-        case _:
-            fits, inside = type(found) is type(form) and not (type(form) is int and not 0 <= found < 2**53), []
-    if not fits:
-        yield name
-    for part, its_form in inside:
-        yield from compare(part, its_form, name)

@@ -1,6 +1,6 @@
-"""Trains on two processes, hurts some of them, and writes down how the run ends: run by test_watchdog.py.
+"""Trains on two processes, damages some of them, and records how the run ends: started by test_watchdog.py.
 
-Runs are forked from here, so that none has to import anything, and go on side by side, since most of them only wait.
+The processes are forked, so that they import nothing again, and the runs are concurrent, since most of them only wait.
 """
 
 import json
@@ -28,12 +28,12 @@ HEALTHY = ["slow first step", "slow checkpoint", "slow end", "slow predict", "ca
 SLOW = 9  # seconds, more than the watchdog's patience
 TICKS = 3  # seconds in which it looks a few times, and too few to lose patience
 AT_ONCE = 6
-LIMIT = 120  # seconds until a run counts as one that does not end; the promise is ten, on a machine with less to do
-START = 180  # seconds that six runs at once may take to get going, or through, which nobody promises
+LIMIT = 120  # seconds until a run counts as one that does not end; the promise is ten, on a quiet machine
+START = 180  # seconds in which six concurrent runs must start, and the healthy ones end
 
 
 class Patient(Callback):
-    """Says which process this is, and falls ill at the step after the first checkpoint if it is told to."""
+    """Records the process id; if the process is named in `ill`, fails at the step after the first checkpoint."""
 
     def __init__(self, folder, ill):
         self.folder, self.ill = folder, ill
@@ -66,14 +66,14 @@ def train(folder, *callbacks, **options):
 
 
 def say_into(folder):
-    """A session of its own, whose processes can be ended together, and a file for what they say."""
+    """Starts a session, whose processes can be ended together, with its output in a file."""
     os.setsid()
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1), os.dup2(log, 2)
 
 
 class Slow(Callback):
-    """Takes its time in one process."""
+    """Sleeps in one process."""
 
     def __init__(self, when):
         self.when, self.parent = when, os.getppid()
@@ -103,7 +103,7 @@ class Slow(Callback):
 
 
 def work_in_peace(folder, case, rank, port):
-    """One of two processes that nothing is the matter with, started by hand."""
+    """Runs one of two healthy processes, which nothing has launched."""
     where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": 0, "LOCAL_RANK": rank, "WORLD_SIZE": 2}
     os.environ |= {name: str(value) for name, value in where.items()}
     try:
@@ -118,7 +118,7 @@ def work_in_peace(folder, case, rank, port):
 
 
 def live(folder, case):
-    """Gives how many of the two processes came to their end, and what they said."""
+    """Returns how many of the two processes finished, and their output."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -152,7 +152,7 @@ def live(folder, case):
 
 
 def leads(group):
-    """Whether anybody is left in a session."""
+    """Whether a session still has processes."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
@@ -166,7 +166,7 @@ def launch(folder, fault, whom):
 
 
 def alive(pid):
-    """A zombie is not; nor is there anything to see of one that was reaped."""
+    """Whether a process is running; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def alive(pid):
 
 
 def hurt(folder, fault, whom):
-    """Gives the exit status, what is left of the run after a while, and what it said."""
+    """Returns the exit status, the processes that are left, the step of the checkpoint, and the output."""
     launcher = os.fork()
     if launcher == 0:
         try:

@@ -84,7 +84,7 @@ def test_a_disk_that_takes_no_more_keeps_what_it_has(checkpoint, monkeypatch):
     assert len(list(checkpoint.parent.iterdir())) == 1
 
 
-# What does not fit is named.
+# Checkpoints of other programs and versions.
 
 
 class Foreign(LightningModule):
@@ -114,11 +114,11 @@ MISFITS = {
     ),
     "other sizes": (
         lambda state: state | {"state_dict": MLP(hidden_size=9).state_dict()},
-        "this checkpoint does not fit together: W1 is (30, 9), and its hyperparameters make that (30, 8)",
+        "this checkpoint is inconsistent: W1 is (30, 9), but its hyperparameters give (30, 8)",
     ),
     "another vocabulary": (
         lambda state: state | {"state_dict": MLP("abc", hidden_size=8).state_dict()},
-        "this checkpoint does not fit together: C is (4, 10), and its hyperparameters make that (27, 10)",
+        "this checkpoint is inconsistent: C is (4, 10), but its hyperparameters give (27, 10)",
     ),
 }
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_named(command, misfit, checkpoint, call, monkeypat
     assert (status, out, err) == (2, "", f"error: other.ckpt: {message}\n")
 
 
-def test_a_checkpoint_without_an_optimizer_goes_nowhere(checkpoint, call, monkeypatch, tmp_path):
+def test_a_checkpoint_without_an_optimizer_does_not_resume(checkpoint, call, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     status, _, err = call("fit", "--ckpt_path", "one.ckpt")
     assert status == 2
@@ -182,7 +182,7 @@ def test_the_best_stays_the_best_from_another_folder(call, tmp_path, monkeypatch
     assert sorted(path.name for path in best.parent.iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
-def test_what_is_broken_gives_way_to_the_one_before(runs, call):
+def test_the_checkpoint_before_replaces_a_broken_one(runs, call):
     older, newer = runs
     on = "--trainer.max_steps", 6
     lines = []
@@ -192,7 +192,7 @@ def test_what_is_broken_gives_way_to_the_one_before(runs, call):
         (older / "last.ckpt", older / "best.ckpt", 2),
     ]:
         break_(broken)
-        warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum is another; "
+        warning = f"warning: {newer / 'last.ckpt'}: this checkpoint is broken: its checksum does not match; "
         lines.append(f"{warning}taking {instead}, step {step}, instead")
         status, _, err = call("predict", "--ckpt_path", "last")
         assert (status, err.splitlines()) == (0, [lines[-1], f"checkpoint: {instead}"])
@@ -208,7 +208,7 @@ def test_where_all_are_broken_the_newest_is_named(runs, call):
     for folder in runs:
         for path in folder.glob("*.ckpt"):
             break_(path)
-    broken = f"{runs[1] / 'best.ckpt'}: this checkpoint is broken: its checksum is another"
+    broken = f"{runs[1] / 'best.ckpt'}: this checkpoint is broken: its checksum does not match"
     assert call("predict") == (2, "", f"error: {broken}\n")
     assert not list(Path("lightning_logs").glob("version_2"))
 
@@ -308,7 +308,7 @@ def test_a_run_draws_from_no_generator_of_the_process(call, monkeypatch, tmp_pat
 
 
 @pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
-def test_a_run_that_goes_on_in_a_folder_keeps_others_out(runs, call):
+def test_a_run_that_resumes_in_its_folder_locks_it(runs, call):
     held = lock(runs[1])
     before = {path: path.read_bytes() for path in runs[1].iterdir()}
     status, _, err = call("fit", "--ckpt_path", "last", "--trainer.max_steps", 9)
@@ -321,13 +321,13 @@ def test_a_run_that_goes_on_in_a_folder_keeps_others_out(runs, call):
 
 @pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
 def test_the_next_start_removes_what_killed_runs_left(runs, call):
-    litter = [folder / ".last.ckpt.123.partial" for folder in runs]
+    litter = [folder / ".last.ckpt.0123456789abcdef.partial" for folder in runs]
     for path in litter:
         path.touch()
-    held = lock(runs[0])  # its run may still be at it
-    assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
-    assert [path.exists() for path in litter] == [True, False]
-    os.close(held)
+    with litter[0].open() as file:  # a process that still writes it
+        checkpointing.fcntl.flock(file, checkpointing.fcntl.LOCK_EX)
+        assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
+        assert [path.exists() for path in litter] == [True, False]
     assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
     assert [path.exists() for path in litter] == [False, False]
 
@@ -338,9 +338,9 @@ def test_what_others_left_is_theirs(flags, call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "home" / "project")
     theirs = [
         Path("..", "other", "checkpoints", ".movie.partial"),
-        Path("..", "other", "checkpoints", ".last.ckpt.1.partial"),
+        Path("..", "other", "checkpoints", ".last.ckpt.0123456789abcdef.partial"),
         Path("checkpoints", ".movie.partial"),
-        Path("lightning_logs", "mine", "checkpoints", ".last.ckpt.1.partial"),
+        Path("lightning_logs", "mine", "checkpoints", ".last.ckpt.0123456789abcdef.partial"),
         Path("lightning_logs", "version_0", "checkpoints", ".movie.partial"),
     ]
     for path in theirs:
@@ -428,3 +428,44 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(small_disk, call):
     status, out, err = call("fit", "--data.num_words", 50, "--trainer.default_root_dir", small_disk)
     assert (status, out) == (2, "")
     assert err.endswith(f"error: {small_disk / 'lightning_logs'}: read-only file system\n")
+
+
+# Runs with other names.
+
+LOGGERS = {
+    "another name": "{class_path: TensorBoardLogger, init_args: {save_dir: ., name: exp1}}",
+    "another kind": "{class_path: CSVLogger, init_args: {save_dir: logs}}",
+    "both": "[{class_path: CSVLogger, init_args: {save_dir: logs/, name: exp1, version: mine}}]",
+    "none": "false",
+}
+
+
+@pytest.mark.parametrize("logger", LOGGERS)
+def test_the_newest_run_is_found_however_it_is_named(logger, runs, call):
+    Path("recipe.yaml").write_text(f"trainer: {{logger: {LOGGERS[logger]}}}\n")
+    before = set(Path.cwd().rglob("*.ckpt"))
+    quick = "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", 3
+    status, _, err = call("fit", "--config", "recipe.yaml", *quick)
+    assert status == 0, err
+    best, last = sorted(set(Path.cwd().rglob("*.ckpt")) - before)
+    assert (best.name, last.name) == ("best.ckpt", "last.ckpt")
+    assert call("predict")[::2] == (0, f"checkpoint: {best.relative_to(Path.cwd())}\n")
+    status, _, err = call("fit", "--ckpt_path", "last", "--config", "recipe.yaml", *quick[:-1], 5)
+    assert status == 0, err
+    assert f"resuming {last.relative_to(Path.cwd())}, step 3\n" in err
+
+
+def test_runs_of_another_root_or_program_are_not_found(runs, call, tmp_path):
+    quick = "--data.num_words", 50, "--model.hidden_size", 8, "--trainer.max_steps", 3
+    assert call("fit", *quick, "--trainer.default_root_dir", "wide")[0] == 0
+    foreign = tmp_path / "a" / "b" / "checkpoints" / "last.ckpt"
+    foreign.parent.mkdir(parents=True)
+    torch.save({"state_dict": {}}, foreign)
+    assert call("predict", "--ckpt_path", "last")[::2] == (0, f"checkpoint: {runs[1] / 'last.ckpt'}\n")
+    wide = Path("wide") / RUN / "best.ckpt"
+    assert call("predict", "--trainer.default_root_dir", "wide")[::2] == (0, f"checkpoint: {wide}\n")
+    status, _, err = call("predict", "--trainer.default_root_dir", "a")
+    places = "lightning_logs/version_*/checkpoints", "checkpoints", "*/*/checkpoints", "*/*/*/checkpoints"
+    looked = ", ".join(f"a/{place}" for place in places)
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith(f"error: no checkpoint found: looked in {looked}; train first")

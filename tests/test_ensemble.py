@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import notebook
 import pytest
@@ -40,6 +41,24 @@ def test_networks_that_have_no_average_are_refused():
         average([MLP("abc", 3), MLP("abc", 2)])
     with pytest.raises(ValueError, match="different vocabulary have no average: 'abc', 'abd'"):
         average([MLP("abc", 3), MLP("abd", 3)])
+
+
+@pytest.mark.parametrize("twin", ["same", "copy", "weights"])
+def test_a_network_is_not_averaged_with_itself(twin, tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--data.num_words", 50, "--trainer.max_steps", 2, "--pictures", "false", "--model.hidden_size", 8]
+    assert call("fit", *quick)[0] == 0
+    first = "lightning_logs/version_0/checkpoints/best.ckpt"
+    if twin == "copy":
+        shutil.copy(first, "twin.ckpt")
+    if twin == "weights":
+        assert call("export", "--ckpt_path", first, "--output", "twin.ckpt")[0] == 0
+    second = first if twin == "same" else "twin.ckpt"
+    status, _, err = call("export", "--ckpt_path", first, "--average", f"[{second}]", "--output", "both.ckpt")
+    assert status == 2
+    message = "checkpoints 1 and 2 of the average have the same weights: name different networks"
+    assert err.splitlines()[-1] == f"error: {message}"
+    assert not (tmp_path / "both.ckpt").exists()
 
 
 def test_a_checkpoint_of_the_average_is_tested_like_any(tmp_path, call, monkeypatch, names):

@@ -1,4 +1,4 @@
-"""Nobody gets in: what a checkpoint or a config holds is never run, and takes no more memory than it has bytes."""
+"""No code in a checkpoint or a config runs, and no checkpoint takes more memory than it has bytes."""
 
 import copy
 import io
@@ -15,16 +15,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
+from lightning.pytorch import Trainer
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.checkpoint import BrokenCheckpointError, check, check_resume, load
-from makemore_pl.commands import cli, resume
+from makemore_pl.checkpoint import BrokenCheckpointError, check, load
+from makemore_pl.commands import cli
+from makemore_pl.commands.resume import require_resumable
+from makemore_pl.durable.checkpoints import RunCheckpoint
 
 QUICK = ["--data.num_words", 50, "--trainer.max_steps", 2, "--model.hidden_size", 8]
 
 
 class Canary:
-    """Makes a file when it is unpickled."""
+    """Makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -134,6 +137,84 @@ def test_no_code_runs_from_a_checkpoint(kind, folder, checkpoint, call, monkeypa
         with pytest.raises(ValueError, match=r"x.ckpt: "):
             made.load_from_checkpoint(path)
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.fixture
+def slurm(monkeypatch):
+    """One task of a job."""
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for name, value in {
+        "JOB_ID": 17,
+        "NTASKS": 1,
+        "NTASKS_PER_NODE": 1,
+        "NNODES": 1,
+        "PROCID": 0,
+        "LOCALID": 0,
+    }.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    monkeypatch.setenv("SLURM_NODEID", "0")
+
+
+MODES = [[], ["--trainer.enable_checkpointing", "false"], ["--trainer.fast_dev_run", "true"]]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_code_runs_from_a_checkpoint_that_lightning_finds(mode, folder, checkpoint, call, slurm):
+    model = MLP(hidden_size=8)
+    torch.save(checkpoint | {"state_dict": model.state_dict(), "hyper_parameters": dict(model.hparams)}, "x.ckpt")
+    (folder / "hpc_ckpt_1.ckpt").write_bytes(HOSTILE["zip"](checkpoint, Canary(folder / "canary")))
+    for command in [*COMMANDS, ["lr_find", *QUICK[:2], "--num_steps", 3]]:
+        path = [] if command[0] in ("fit", "lr_find") else ["--ckpt_path", "x.ckpt"]
+        status, _, err = call(*command, *path, *(mode if command[0] != "export" else []))
+        assert status == 0, (command, err)
+        assert not (folder / "canary").exists()
+        if command[0] != "lr_find":
+            assert "not used: hpc_ckpt_1.ckpt, saved when a job was requeued" in err
+    for more in (["--trainer.logger", "false"], ["--config", "own.yaml"]):
+        (folder / "own.yaml").write_text("trainer: {logger: {class_path: CSVLogger, init_args: {save_dir: own}}}")
+        status, _, err = call("fit", *QUICK, *more, *mode)
+        if "--trainer.fast_dev_run" not in mode:
+            assert status == 2
+            message = f"error: {folder / 'hpc_ckpt_1.ckpt'}: Lightning would resume from this"
+            assert err.splitlines()[-1].startswith(message)
+        assert not (folder / "canary").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_code_runs_from_what_an_exception_left(mode, folder, checkpoint, call, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    hostile = HOSTILE["zip"](checkpoint, Canary(folder / "canary"))
+    (folder / "on_exception.ckpt").write_bytes(hostile)
+    (folder / "x.yaml").write_text(
+        "trainer: {callbacks: [{class_path: OnExceptionCheckpoint, init_args: {dirpath: .}}]}"
+    )
+    status, _, err = call("fit", "--config", "x.yaml", *QUICK, *mode)
+    assert status == 2
+    if "--trainer.enable_checkpointing" not in mode:  # which Lightning refuses by itself
+        assert err.endswith(
+            "error: ./on_exception.ckpt: Lightning would resume from this checkpoint of an earlier run; "
+            "request it with --ckpt_path, or move it to another folder\n"
+        )
+    assert not (folder / "canary").exists()
+    assert (folder / "on_exception.ckpt").read_bytes() == hostile
+
+
+def test_under_slurm_the_requested_checkpoint_is_used(folder, call, slurm, monkeypatch):
+    """A genuine checkpoint of a requeued job replaces no other."""
+    assert call("fit", *QUICK)[0] == 0
+    best = "lightning_logs/version_0/checkpoints/best.ckpt"
+    names = call("predict", "--ckpt_path", best)[1]
+    assert call("fit", *QUICK, "--model.seed", 5, "--trainer.max_steps", 4)[0] == 0
+    (folder / "lightning_logs/version_1/checkpoints/last.ckpt").rename("hpc_ckpt_3.ckpt")
+    status, out, err = call("predict", "--ckpt_path", best)
+    assert (status, out) == (0, names), err
+    status, _, err = call("fit", *QUICK)
+    assert (status, "resuming" in err) == (0, False), err
+    assert load("lightning_logs/version_2/checkpoints/last.ckpt")["global_step"] == 2
+    status, _, err = call("fit", *QUICK, "--ckpt_path", "hpc_ckpt_3.ckpt", "--trainer.max_steps", 6)
+    assert status == 0, err
+    assert "resuming hpc_ckpt_3.ckpt, step 4\n" in err
+    assert "not used" not in err
 
 
 def test_the_canary_sings(folder, checkpoint):
@@ -275,7 +356,7 @@ def test_a_config_that_is_none_is_refused_soon(config, what, folder, call):
     ],
 )
 def test_what_a_checkpoint_claims_takes_no_memory(hparams, tensor, folder, checkpoint, call, monkeypatch):
-    """Nor does it end in a trace."""
+    """Sizes are checked first, and the error is one line."""
     hostile = checkpoint | {
         "hyper_parameters": checkpoint["hyper_parameters"] | hparams,
         "state_dict": dict(checkpoint["state_dict"]) | tensor,
@@ -389,7 +470,7 @@ def test_what_is_too_large_is_not_read(folder):
 @pytest.mark.parametrize("key", ["best_model_path", "kth_best_model_path", "last_model_path", "best_k_models"])
 def test_a_checkpoint_has_no_file_removed_outside_of_its_folder(key, path, checkpoint):
     state = {"dirpath": "run", key: {path: 2.0} if key == "best_k_models" else path}
-    with pytest.raises(ValueError, match="it names a file outside of its folder"):
+    with pytest.raises(ValueError, match="it names a file outside its folder"):
         check("x.ckpt", checkpoint | {"callbacks": {"ModelCheckpoint": state}})
     for folder in ("run", "../run", "../a/../run"):
         state = {"dirpath": folder, "best_model_path": f"{folder}/best.ckpt", "last_model_path": "other/last.ckpt"}
@@ -507,25 +588,25 @@ def test_what_a_checkpoint_holds_reaches_no_terminal_as_it_is(place, name, check
 def test_a_tensor_of_another_kind_is_refused(value, checkpoint):
     value = value() if callable(value) else value
     hostile = checkpoint | {"state_dict": dict(checkpoint["state_dict"]) | {"b1": value}}
-    with pytest.raises(ValueError, match=r"^x\.ckpt: (not a checkpoint|this checkpoint does not fit)[^\n]+$"):
+    with pytest.raises(ValueError, match=r"^x\.ckpt: (not a checkpoint|this checkpoint is inconsistent)[^\n]+$"):
         check("x.ckpt", hostile)
 
 
-# What a training goes on from.
+# What a training resumes from.
 
 
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory):
-    """A checkpoint to resume from, and the forms that the command line holds it against."""
-    forms = []
+    """A checkpoint to resume from, the model, and the Trainer that would resume it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("unfinished"))
-        patch.setattr(resume, "check_resume", lambda path, checkpoint, *of: forms.append(of))
-        for more in ((), ("--ckpt_path", "last", "--trainer.max_steps", "3")):
-            patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK), *more])
-            cli.main()
+        patch.setattr(sys, "argv", ["makemore_pl", "fit", *map(str, QUICK)])
+        cli.main()
         found = load("lightning_logs/version_0/checkpoints/best.ckpt")
-    return {name: value for name, value in found.items() if name != "sealed"}, *forms
+        model = MLP.load_from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")
+    checkpoints = [RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")]
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=checkpoints, max_steps=3)
+    return {name: value for name, value in found.items() if name != "sealed"}, model, trainer
 
 
 STATE = ("optimizer_states", 0, "state")
@@ -537,79 +618,82 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "what"),
+    ("place", "value"),
     [
-        (STATE + (0, "exp_avg"), torch.zeros(2, 2), "optimizer"),
-        (STATE + (0, "exp_avg"), torch.zeros(27, 10, dtype=torch.int64), "optimizer"),
-        (STATE + (0, "exp_avg"), SKEWED, "optimizer"),
-        (STATE + (4, "exp_avg_sq"), torch.zeros(26), "optimizer"),
-        (STATE + (1, "step"), torch.zeros(2), "optimizer"),
-        (STATE + (1, "step"), 1, "optimizer"),
-        (STATE + (1,), {}, "optimizer"),
-        (STATE + (1,), None, "optimizer"),
-        (STATE + (5,), {}, "optimizer"),
-        (STATE + ("0",), {}, "optimizer"),
-        (STATE, [], "optimizer"),
-        (GROUP + ("params",), [0, 1], "param_groups"),
-        (GROUP + ("params",), [4, 3, 2, 1, 0], "param_groups"),
-        (GROUP + ("amsgrad",), True, "param_groups"),
-        (GROUP + ("foreach",), True, "param_groups"),
-        (GROUP + ("betas",), torch.zeros(2), "param_groups"),
-        (GROUP + ("lr",), "fast", "param_groups"),
-        (GROUP, {}, "param_groups"),
-        (("optimizer_states",), [], "optimizer"),
-        (("optimizer_states",), None, "optimizer"),
-        (GROUP + ("initial_lr",), None, "param_groups"),
-        (("callbacks", "KeepMetrics"), None, "KeepMetrics"),
-        (("callbacks", "KeepMetrics", "val/loss"), torch.zeros(1), "KeepMetrics"),
-        (("loops",), None, "loops"),
-        (FIT_LOOP, {}, "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), "1", "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), -1, "fit_loop"),
-        (FIT_LOOP + ("epoch_progress", "current", "processed"), 10**40, "fit_loop"),
-        (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None, "fit_loop"),
-        (FIT_LOOP + ("state_dict",), None, "fit_loop"),
-        (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}], "combined_loader"),
-        (("callbacks",), [], "callbacks"),
-        (BEST, {"dirpath": "a", "best_k_models": 5}, "ModelCheckpoint"),
-        (BEST + ("best_k_models",), 5, "ModelCheckpoint"),
-        (BEST + ("best_k_models", "best.ckpt"), torch.zeros(2), "best_k_models"),
-        (BEST + ("best_model_score",), torch.zeros(2), "ModelCheckpoint"),
-        (BEST + ("kth_value",), None, "ModelCheckpoint"),
-        (BEST + ("best_model_path",), None, "ModelCheckpoint"),
-        (("global_step",), -1, "global_step"),
-        (("lr_schedulers",), None, "lr_schedulers"),
-        (("lr_schedulers",), [], "lr_schedulers"),
-        (SCHEDULE + ("last_epoch",), 10**6, "lr_schedulers"),
-        (SCHEDULE + ("base_lrs",), ["fast"], "lr_schedulers"),
-        (SCHEDULE + ("base_lrs",), [0.1, 0.1], "lr_schedulers"),
-        (SCHEDULE + ("_last_lr",), torch.zeros(1), "lr_schedulers"),
-        (SCHEDULE + ("lr_lambdas",), [{"step": "x"}], "lr_schedulers"),
-        (SCHEDULE + ("step",), "not a method", "lr_schedulers"),
-        (("pytorch-lightning_version",), "1.5.0", "version of Lightning"),
-        (("pytorch-lightning_version",), None, "version of Lightning"),
+        (STATE + (0, "exp_avg"), torch.zeros(2, 2)),
+        (STATE + (0, "exp_avg"), torch.zeros(27, 10, dtype=torch.int64)),
+        (STATE + (0, "exp_avg"), SKEWED),
+        (STATE + (4, "exp_avg_sq"), torch.zeros(26)),
+        (STATE + (1, "step"), torch.zeros(2)),
+        (STATE + (1, "step"), 1),
+        (STATE + (1,), {}),
+        (STATE + (1,), None),
+        (STATE + (5,), {}),
+        (STATE + ("0",), {}),
+        (STATE, []),
+        (GROUP + ("params",), [0, 1]),
+        (GROUP + ("params",), [4, 3, 2, 1, 0]),
+        (GROUP + ("amsgrad",), True),
+        (GROUP + ("foreach",), True),
+        (GROUP + ("betas",), torch.zeros(2)),
+        (GROUP + ("lr",), "fast"),
+        (GROUP, {}),
+        (("optimizer_states",), []),
+        (("optimizer_states",), None),
+        (GROUP + ("initial_lr",), None),
+        (("callbacks", "KeepMetrics"), None),
+        (("callbacks", "KeepMetrics", "val/loss"), torch.zeros(1)),
+        (("loops",), None),
+        (FIT_LOOP, {}),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), "1"),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), -1),
+        (FIT_LOOP + ("epoch_progress", "current", "processed"), 10**40),
+        (FIT_LOOP + ("epoch_loop.batch_progress", "is_last_batch"), None),
+        (FIT_LOOP + ("state_dict",), None),
+        (FIT_LOOP + ("state_dict", "combined_loader"), [{"step": "x"}]),
+        (("callbacks",), []),
+        (BEST, {"dirpath": "a", "best_k_models": 5}),
+        (BEST + ("best_k_models",), 5),
+        (BEST + ("best_k_models", "best.ckpt"), torch.zeros(2)),
+        (BEST + ("best_model_score",), torch.zeros(2)),
+        (BEST + ("kth_value",), None),
+        (BEST + ("best_model_path",), None),
+        (("global_step",), -1),
+        (("lr_schedulers",), None),
+        (("lr_schedulers",), []),
+        (SCHEDULE + ("last_epoch",), 10**6),
+        (SCHEDULE + ("base_lrs",), ["fast"]),
+        (SCHEDULE + ("base_lrs",), [0.1, 0.1]),
+        (SCHEDULE + ("_last_lr",), torch.zeros(1)),
+        (SCHEDULE + ("lr_lambdas",), [{"step": "x"}]),
+        (SCHEDULE + ("step",), "not a method"),
+        (("pytorch-lightning_version",), "1.5.0"),
+        (("pytorch-lightning_version",), None),
     ],
 )
-def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinished):
-    whole, forms = unfinished
+def test_a_training_resumes_only_from_the_form_of_its_own_state(place, value, unfinished):
+    whole, model, trainer = unfinished
     check("x.ckpt", whole)
-    check_resume("x.ckpt", whole, *forms)
+    require_resumable("x.ckpt", whole, model, trainer)
     hostile = copy.deepcopy(whole)
     inner, (*way, last) = hostile, place
     for key in way:
         inner = inner[key]
     inner[last] = value
-    message = f"x.ckpt: not a checkpoint to resume from: its {what} is not what this training would save"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_resume("x.ckpt", hostile, *forms)
+    message = r"x\.ckpt: not a checkpoint to resume from: its (.+) is not what this training would save"
+    with pytest.raises(ValueError, match=f"^{message}$") as error:
+        require_resumable("x.ckpt", hostile, model, trainer)
+    named = re.fullmatch(message, str(error.value))[1]
+    changed = ".".join(map(str, place))
+    assert changed.startswith(named) or named.startswith(changed)
 
 
 @pytest.mark.parametrize("name", ["global_step", "loops", "callbacks", "lr_schedulers", "pytorch-lightning_version"])
 def test_a_training_misses_nothing(name, unfinished):
-    whole, forms = unfinished
+    whole, model, trainer = unfinished
     del (hostile := dict(whole))[name]
     with pytest.raises(ValueError, match=r"^x.ckpt: not a checkpoint to resume from: its "):
-        check_resume("x.ckpt", hostile, *forms)
+        require_resumable("x.ckpt", hostile, model, trainer)
 
 
 def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call):
@@ -622,13 +706,15 @@ def test_no_step_is_taken_with_moments_of_other_shapes(unfinished, folder, call)
     more = *QUICK[:2], "--trainer.max_steps", 6
     status, out, err = call("fit", "--ckpt_path", "x.ckpt", *more)
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith("error: x.ckpt: not a checkpoint to resume from: its optimizer is not ")
+    assert err.startswith(
+        "error: x.ckpt: not a checkpoint to resume from: its optimizer_states.0.state.0.exp_avg is not "
+    )
     assert sorted(folder.iterdir()) == before
     assert call("fit", "--ckpt_path", "whole.ckpt", *more)[0] == 0
 
 
 @pytest.mark.parametrize("betas", ["x", None, (2.0, -1.0)])
-def test_the_momentum_of_a_checkpoint_gives_way_to_the_one_asked_for(betas, unfinished, folder, call):
+def test_a_requested_momentum_replaces_that_of_the_checkpoint(betas, unfinished, folder, call):
     hostile = copy.deepcopy(unfinished[0])
     hostile["optimizer_states"][0]["param_groups"][0]["betas"] = betas
     torch.save(hostile, "x.ckpt")
@@ -640,7 +726,7 @@ def test_the_momentum_of_a_checkpoint_gives_way_to_the_one_asked_for(betas, unfi
 
 @given(st.data())
 def test_whatever_the_bytes_are_it_is_a_checkpoint_or_broken(checkpoint, tmp_path_factory, data):
-    """A checkpoint of bytes replaced, left out and repeated: none loads but the one that was written."""
+    """Bytes of a checkpoint are replaced, omitted and repeated: only the one that was written loads."""
     content = saved(checkpoint)
     start, size = data.draw(st.integers(0, len(content))), data.draw(st.integers(0, 64))
     broken = content[:start] + data.draw(st.binary(max_size=64)) + content[start + size :]

@@ -8,6 +8,9 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
+import sys
+import time
 import warnings
 
 import pytest
@@ -198,3 +201,44 @@ def test_after_a_signal_anywhere(step, model, data, blocks, length, tmp_path):
     resumed = fit(*arguments, ckpt_path=tmp_path / "stopped.ckpt")
     compare(whole, resumed, at, blocks)
     assert stopped[2] | resumed[2] >= whole[2]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1, which Windows has not")
+def test_a_requeued_job_resumes_on_request(call, tmp_path, monkeypatch):
+    """Lightning's own requeue: SIGUSR1 saves, and calls scontrol; SLURM then kills the job and starts it again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
+    (tmp_path / "scontrol").chmod(0o700)
+    variables = {"JOB_ID": 17, "NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
+    slurm = {f"SLURM_{name}": str(value) for name, value in variables.items()}
+    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    flags = ["--data.num_words", "50", "--model.hidden_size", "8", "--model.schedule", "constant"]
+    line = [sys.executable, "-m", "makemore_pl", "fit", *flags, "--trainer.max_steps", "1000000"]
+    run = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
+    with (tmp_path / "log").open("w") as log:
+        job = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
+    try:
+        while not (run / "last.ckpt").exists():
+            assert job.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        job.send_signal(signal.SIGUSR1)
+        while not (tmp_path / "scontrol.log").exists():
+            assert job.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        job.send_signal(signal.SIGSTOP)  # or it would validate, and `last` be newer again
+    finally:
+        job.kill()
+        job.wait()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
+    requeued = run / "hpc_ckpt_1.ckpt"
+    os.utime(requeued, (time.time() + 1,) * 2)
+    step = load(requeued)["global_step"]
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    status, _, err = call("fit", *flags, "--trainer.max_steps", 2)
+    assert (status, "resuming" in err) == (0, False), err
+    shutil.rmtree(tmp_path / "lightning_logs" / "version_1")
+    status, _, err = call("fit", "--ckpt_path", "last", *flags, "--trainer.max_steps", step + 3)
+    assert status == 0, err
+    assert f"resuming {requeued.relative_to(tmp_path)}, step {step:,}\n" in err
+    assert load(run / "last.ckpt")["global_step"] == step + 3

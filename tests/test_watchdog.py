@@ -1,13 +1,16 @@
-"""Runs on two processes that are hurt, by faults.py. Each must end; within the promised ten seconds, if quiet."""
+"""Runs on two processes with faults, made by faults.py. Each run must end; on a quiet machine within ten seconds."""
 
+import ipaddress
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import faults
 import pytest
@@ -31,20 +34,21 @@ def test_one_fault_ends_the_whole_run(fault, whom, results):
     assert result["left"] == []
     assert result["step"] >= 10  # of a checkpoint that can be read
     said = [line for line in result["said"].split("\n") if line.startswith("error: ")]
-    # A signal may come at a moment between trainings, when there is nothing to go on with.
-    way_on = "(: ended all processes of this run)(; the same command with --ckpt_path last goes on)?"
-    gone = "|the program .* is gone" if whom == "launcher" else ""  # it dies of the signal, which may be seen first
+    # Before the first checkpoint there is nothing to resume from.
+    end = ": ended all processes of this run"
+    end += "(; the same command with --ckpt_path last resumes from the last checkpoint)?"
+    gone = "|the program .* has ended" if whom == "launcher" else ""  # it dies of the signal, which may be seen first
     expected = {
-        "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{way_on}",
-        "sleep": rf"error: process \d has stood still for \d+ seconds{way_on}",
-        # The survivors may learn of it from the exchange or from whoever launched them.
-        "SIGKILL": rf"error: (lost touch with another process|SIGTERM|SIGINT|the program .* is gone){way_on}",
-        "SIGTERM": rf"error: (SIGTERM|SIGINT{gone}){way_on}",
-        "SIGINT": rf"error: (SIGINT|SIGTERM{gone}){way_on}",
-        "error": rf"error: (lost touch with another process|SIGTERM){way_on}",
+        "SIGSTOP": rf"error: process {whom} has been silent for 6 seconds{end}",
+        "sleep": rf"error: process \d has stood still for \d+ seconds{end}",
+        # The others may notice it in an exchange, or be ended by their launcher.
+        "SIGKILL": rf"error: (lost the connection to another process|SIGTERM|SIGINT|the program .* has ended){end}",
+        "SIGTERM": rf"error: (SIGTERM|SIGINT{gone}){end}",
+        "SIGINT": rf"error: (SIGINT|SIGTERM{gone}){end}",
+        "error": rf"error: (lost the connection to another process|SIGTERM){end}",
     }[fault]
     assert all(re.fullmatch(expected, line) for line in said), said
-    # Of the others, whoever launched them may have ended the last one before it could speak.
+    # In the other cases the launcher may end the last process before it prints its line.
     assert said or fault not in ("SIGSTOP", "sleep")
 
 
@@ -61,14 +65,39 @@ def test_too_little_patience_is_refused(patience):
         Watchdog(patience)
 
 
-@pytest.mark.parametrize(("launcher", "fault"), [("ddp", "SIGTERM"), ("torchrun", "SIGKILL")])
-def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
+def start(launcher, folder):
+    """Starts a fit on two processes; returns the process of the launcher."""
     fit = ["-m", "makemore_pl", "fit", "--data.num_words", "100", "--trainer.max_steps", "1000000"]
-    fit += ["--trainer.accelerator", "cpu", "--trainer.strategy", "ddp", "--trainer.devices", "2"]
+    strategy = "ddp" if launcher == "torchrun" else launcher
+    fit += ["--trainer.accelerator", "cpu", "--trainer.strategy", strategy, "--trainer.devices", "2"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     line = [sys.executable, *(torchrun if launcher == "torchrun" else []), *fit]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(line, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True)
+    with (folder / "log").open("w") as log:
+        return subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def children(pid):
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(child) for child in listed.split() if faults.alive(int(child))]
+
+
+def require_end(pids):
+    """Waits for processes to end. The limit is generous: the promise is ten seconds on a quiet machine."""
+    deadline = time.monotonic() + faults.LIMIT
+    while any(map(faults.alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(faults.alive, pids))
+
+
+def kill_session(process):
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize(("launcher", "fault"), [("ddp", "SIGTERM"), ("torchrun", "SIGKILL")])
+def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
+    process = start(launcher, tmp_path)
     try:
         last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
         while not last.exists():
@@ -78,14 +107,9 @@ def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
         assert len(family) == (2 if launcher == "torchrun" else 1)
         process.send_signal(getattr(signal, fault))
         assert process.wait(faults.LIMIT) != 0
-        for _ in range(10 * faults.LIMIT):
-            if not any(map(faults.alive, family)):
-                break
-            time.sleep(0.1)
-        assert not any(map(faults.alive, family))
+        require_end(family)
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process)
     step = torch.load(last, weights_only=True)["global_step"]
     more = ["--trainer.max_steps", step + 5, "--model.schedule", "constant"]
     resumed = command("fit", "--ckpt_path", "last", "--data.num_words", 100, *more, cwd=tmp_path)
@@ -93,6 +117,80 @@ def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
     assert f"resuming lightning_logs/version_0/checkpoints/last.ckpt, step {step:,}" in resumed.stderr
 
 
-def children(pid):
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(child) for child in listed.split() if faults.alive(int(child))]
+@pytest.mark.parametrize(
+    ("launcher", "fault", "seconds"),
+    [
+        ("ddp", "SIGKILL", 0),
+        ("ddp", "SIGKILL", 1),
+        ("ddp", "SIGKILL", 2),
+        ("ddp", "SIGINT", 1),
+        ("torchrun", "SIGKILL", 1),
+    ],
+)
+def test_a_launcher_that_ends_during_the_start_takes_all_with_it(launcher, fault, seconds, tmp_path):
+    process = start(launcher, tmp_path)
+    try:
+        while len(family := children(process.pid)) < (2 if launcher == "torchrun" else 1):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        time.sleep(seconds)
+        if fault == "SIGINT":  # as a terminal sends it
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.kill()
+        process.wait(faults.LIMIT)
+        require_end(family)
+    finally:
+        kill_session(process)
+
+
+def addresses(pids):
+    """The local addresses of all network sockets of some processes, from Linux's tables."""
+    links = [link for pid in pids for link in Path(f"/proc/{pid}/fd").iterdir()]
+    inodes = {str(link.readlink())[8:-1] for link in links if str(link.readlink()).startswith("socket:[")}
+    found = []
+    for table in ("tcp", "tcp6", "udp", "udp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] in inodes:
+                words = bytes.fromhex(fields[1].partition(":")[0])
+                packed = b"".join(words[i : i + 4][::-1] for i in range(0, len(words), 4))
+                found.append(ipaddress.ip_address(packed))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc/net")
+@pytest.mark.parametrize("launcher", ["ddp", "ddp_spawn"])
+def test_processes_of_one_machine_listen_on_its_loopback_interface(launcher, tmp_path):
+    process = start(launcher, tmp_path)
+    try:
+        while not (tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        found = addresses([process.pid, *children(process.pid)])
+    finally:
+        kill_session(process)
+    assert len(found) >= 4  # the store, the watchdog, the gradients of both
+    assert {str(each) for each in found if not (getattr(each, "ipv4_mapped", None) or each).is_loopback} == set()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_that_waits_for_another_machine(number, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    there = {"LOCAL_RANK": 0, "NODE_RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    environment = os.environ | {name: str(value) for name, value in there.items()}
+    line = [sys.executable, "-m", "makemore_pl", "fit", "--data.num_words", "100", "--trainer.strategy", "ddp"]
+    line += ["--trainer.accelerator", "cpu", "--trainer.num_nodes", "2", "--trainer.devices", "1"]
+    process = subprocess.Popen(line, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        while process.poll() is None:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.1)
+        time.sleep(1)
+        process.send_signal(number)
+        assert process.wait(faults.LIMIT) == 128 + number
+    finally:
+        process.kill()

@@ -296,7 +296,7 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
         for number in signals:
             folder = root / f"twice_{number}"
             send(folder, "minibatch", "a validation", number, times=2)
-            counts["second not at once"] += ": ended at once" not in (folder / "log").read_text()
+            counts["second not at once"] += " at once" not in (folder / "log").read_text()
             assert wait(forked(fit, folder, flags["minibatch"], None, True)[0]) == 0
             counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
     return counts
@@ -326,7 +326,7 @@ def kill_during_saves(root, number, checkpoint, temporaries):
         except ValueError:
             counts["broken"] += 1
         counts["unfinished files"] += len(list(folder.glob(".*")))
-        checkpointing.remove_litter(folder)
+        checkpointing.remove_litter(folder, checkpointing.LITTER)
         counts["litter after the next start"] += sum(each.name not in ("last.ckpt", "log") for each in folder.iterdir())
         shutil.rmtree(folder)
     return counts

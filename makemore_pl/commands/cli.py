@@ -37,13 +37,20 @@ from makemore_pl.commands.lr_find import Found, find_lr
 from makemore_pl.commands.messages import fail, open_streams, say, write_utf8
 from makemore_pl.commands.parser import Parser, model_class, name_flag, trust
 from makemore_pl.commands.predict import NamesWriter, Request
-from makemore_pl.commands.process import end_with_parent, keep_freed_memory, silence_stock_noise
-from makemore_pl.commands.resume import find_checkpoint, require_resumable
+from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
+from makemore_pl.commands.resume import (
+    RequestedCheckpoints,
+    avoid_requeued,
+    find_checkpoint,
+    refuse_exception_checkpoint,
+    require_resumable,
+)
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
 from makemore_pl.comparison import show
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints
+from makemore_pl.durable.checkpoints import RunFolder
 from makemore_pl.durable.interruption import ending_quietly
+from makemore_pl.durable.loopback import LocalStore
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP
 from makemore_pl.optimization import as_list
@@ -54,6 +61,8 @@ TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
 }
+
+local_store = LocalStore()
 
 TRAINING = ["fit", "lr_find"]
 """The commands that read a list and train; the others read a checkpoint."""
@@ -242,9 +251,12 @@ class CLI(LightningCLI):
             kwargs["enable_checkpointing"] = False
         if self.subcommand == "fit":
             ours += fit_callbacks(trainer, options.pictures, options.data.hparams["steps_per_execution"] > 1)
-            kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
-        if self.subcommand in TRAINING and trainer.logger in (None, True):
-            kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
+        writes, run = self.subcommand in TRAINING and not trainer.fast_dev_run, None
+        if writes and trainer.logger in (None, True):
+            run = kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
+        requested = options.get("ckpt_path")
+        kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, requested, writes, run)
+        kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(requested)]
         return cast(Trainer, super().instantiate_trainer(callbacks=[*as_list(trainer.callbacks), *ours], **kwargs))
 
     def after_instantiate_classes(self) -> None:
@@ -252,7 +264,9 @@ class CLI(LightningCLI):
         if self.subcommand in TRAINING and data.is_stream and self.trainer.world_size > 1:
             raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(options.trainer.precision, self.trainer.strategy.root_device)
+        local_store.start(self.trainer)
         if self.checkpoint is None:
+            refuse_exception_checkpoint(self.trainer)
             return
         require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
         if self.subcommand == "fit":
@@ -331,12 +345,12 @@ def main() -> None:
     open_streams()
     silence_stock_noise()
     keep_freed_memory()
-    end_with_parent()
     choose_threads(0)  # reading and counting are small operations
     try:
         with ending_quietly():
             run()
     finally:
+        local_store.stop()
         torch.set_num_threads(MOST)
 
 

@@ -58,10 +58,11 @@ def run_folder(trainer: Namespace, resumed: str | None) -> RunFolder:
 
     Args:
         trainer: the flags of the Trainer.
-        resumed: the checkpoint of a run that resumes in its own folder.
+        resumed: the checkpoint of a run that resumes, in its own folder if this logger made it.
     """
-    version = Path(resumed).parent.parent.name if resumed else None
-    return RunFolder(trainer.default_root_dir or ".", "lightning_logs", version, default_hp_metric=False)
+    root, folder = trainer.default_root_dir or ".", Path(resumed or "").parent.parent
+    version = folder.name if resumed and folder.parent == Path(root, "lightning_logs") else None
+    return RunFolder(root, "lightning_logs", version, default_hp_metric=False)
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:

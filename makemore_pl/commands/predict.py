@@ -1,17 +1,19 @@
-"""`predict`: its options, and the way of its names to stdout or a file."""
+"""`predict`: its options, and the writing of names to stdout or a file."""
 
 import csv
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import recv_object_list, send_object_list
 
+from makemore_pl.durable.files import writing
 from makemore_pl.sampling import CHUNK, Sampler
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.wordlist import Normalization, normalize, read_words
@@ -20,17 +22,17 @@ COLUMNS = ["name", "log_probability", "perplexity", "where"]
 
 
 class Request(Sampler):
-    """Names to draw, or words to score, and how they are written.
+    """Names to draw or words to score, and their output.
 
     Args:
         format: `text`, a name a line; `jsonl` or `csv`, with each name's log-probability (natural, of the whole name
-            with its end, at temperature 1), its perplexity per character, and where it stands: train, val, test, new.
+            including its end, at temperature 1), its perplexity per character, and its split: train, val, test, new.
         output: the file to write to; stdout if omitted.
         score: score the words of this list, or of stdin (`-`), instead of drawing new ones. As `text`:
-            log-probability, perplexity and word, with tabs between. Of the other options format and output apply.
+            log-probability, perplexity and word, separated by tabs. Only format and output apply to it.
 
     Raises:
-        ValueError: if an option of `Sampler` is out of its range, or words are to be scored and drawn.
+        ValueError: if an option of `Sampler` is out of its range, or does not apply to scoring.
     """
 
     def __init__(
@@ -43,32 +45,28 @@ class Request(Sampler):
     ) -> None:
         super().__init__(*args, **kwargs)
         if score is not None and (self.prompt or self.is_picky):
-            raise ValueError(
-                "score takes words as they are: leave out prompt, unique and novel, which are for new ones"
-            )
+            raise ValueError("score takes words as they are: omit prompt, unique and novel, which are for new ones")
         self.format = format
         self.output = output
         self.words: list[str] | None = None
         self.score = score
 
     def __iter__(self) -> Iterator[Any]:
-        """Gives the numbers of the chunks to draw, or chunks of words to score."""
+        """Yields the numbers of the chunks to draw, or chunks of words to score."""
         if self.words is None:
             return super().__iter__()
         return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
 
     def prepare(self, vocabulary: Vocabulary, normalization: Normalization, source: Path) -> None:
-        """Puts prompt and words into the form of the list.
-
-        Refuses what the model cannot read, and a file that is not to be written, before anything is.
+        """Normalizes the prompt, reads and normalizes the words to score, and checks both before any output.
 
         Args:
             vocabulary: of the model.
             normalization: the Unicode form of its list.
-            source: the list that names are looked up in.
+            source: the list in which names are looked up.
 
         Raises:
-            ValueError: if so, or the list to score cannot be read.
+            ValueError: if the model does not know a character, a list cannot be read, or the output is a list.
         """
         self.prompt = normalize(self.prompt, normalization)
         for path in [source, Path(self.score or "-")]:
@@ -90,35 +88,38 @@ class Request(Sampler):
 
 
 class NamesWriter(Callback):
-    """Writes names as they come and in order, whichever device drew them.
+    """Writes names in order as they come, from whichever device drew them.
 
     Args:
-        request: says how and where.
+        request: the names, their format and the output.
     """
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.partial: Path | None = None
+        self.opened: ExitStack | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the file; one that is there already keeps its content until the new one is complete."""
+        """Opens the output; an existing file is replaced only when the new one is complete.
+
+        Raises:
+            ValueError: if it cannot be written.
+        """
         self.file: TextIO = sys.stdout
-        if trainer.is_global_zero and self.request.output is not None:
-            path = Path(self.request.output)
-            ordinary = path.is_file() or not path.exists()  # pipes and the like are written to as they are
-            path = path.with_name(f".{path.name}.{os.getpid()}") if ordinary else path
+        output = self.request.output
+        if trainer.is_global_zero and output is not None:
+            self.opened = ExitStack()
             try:
-                self.file = path.open("w", encoding="utf-8", newline="\n")
+                binary = self.opened.enter_context(writing(output))
             except OSError as error:
-                raise ValueError(f"output {self.request.output}: cannot be written ({error.strerror})") from None
-            self.partial = path if ordinary else None
+                raise ValueError(f"output {output}: cannot be written ({error.strerror})") from None
+            self.file = TextIOWrapper(binary, encoding="utf-8", newline="\n")
         if trainer.is_global_zero and self.request.format == "csv":
             self._write_csv([COLUMNS])
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
     ) -> None:
-        """Writes one chunk, which the first rank may have to fetch from another."""
+        """Writes one chunk, which another rank may have to send to the first."""
         owner = batch_idx % trainer.world_size
         if owner and owner == trainer.global_rank:
             send_object_list([outputs], dst=0, device=pl_module.device)
@@ -130,7 +131,7 @@ class NamesWriter(Callback):
             self.write(pl_module, *((outputs, None) if self.request.words is None else (batch, outputs)))
 
     def write(self, model: Any, names: list[str], scores: list[float] | None) -> None:
-        """Writes names, with their log-probabilities where there are any or the format wants them."""
+        """Writes names, with log-probabilities if they are given or the format contains them."""
         if self.request.format == "text" and scores is None:
             self.file.writelines(f"{name}\n" for name in names)
             return
@@ -153,15 +154,12 @@ class NamesWriter(Callback):
         csv.writer(self.file, lineterminator="\n").writerows(rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the file in its place."""
-        if self.file is not sys.stdout:
-            self.file.close()
-        if self.partial is not None:
-            assert self.request.output is not None
-            self.partial.replace(self.request.output)
+        """Moves the complete file to its name."""
+        if self.opened is not None:
+            self.file.flush()
+            self.opened.close()
 
-    def on_exception(self, *_: Any) -> None:
-        """Leaves what was there before."""
-        if self.partial is not None:
-            self.file.close()
-            self.partial.unlink(missing_ok=True)
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Keeps the file that was there before."""
+        if self.opened is not None:
+            self.opened.__exit__(type(exception), exception, exception.__traceback__)

@@ -1,14 +1,8 @@
-"""Checkpoints that are complete or absent, and from which a resumed run is bit-for-bit identical.
+"""Checkpoints that are complete or absent, and from which a resumed run is bit-for-bit identical."""
 
-Over 300 lines: the file, its folder and its callback keep one promise together.
-"""
-
-import contextlib
 import hashlib
 import io
 import os
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +14,45 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.checkpoint import DIGEST, SEAL, load
+from makemore_pl.durable.files import new_file, remove_litter, write_whole
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-PARTIAL = ".partial"
-"""The end of the name of a file that is being written."""
-
-LITTER = re.compile(rf"\.(.+\.ckpt|probe)\.\d+\{PARTIAL}")
-"""What killed processes of this project leave in a folder of checkpoints; `.movie.partial` is somebody else's."""
+LITTER = r"(.+\.ckpt|probe)"
+"""The names of temporary files that this project makes in a folder of checkpoints, as a regular expression."""
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint into a file of its own that takes its place when it is safe on the disk, with a seal.
+    """Saves checkpoints completely or not at all, with a checksum; loads them by the project's own reader.
 
-    The seal is a checksum over all bytes in the comment of the zip archive, where `torch.load` takes no notice of it.
+    The SHA-256 of all bytes before it is in the comment of the zip archive, which `torch.load` ignores.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves a checkpoint.
 
         Raises:
-            ValueError: if the disk does not take it; what was there before is still there.
+            ValueError: if it cannot be written; an earlier one of that name is unchanged.
         """
-        if "://" in str(path):  # no file: an object store has its own ways
+        if "://" in str(path):  # an object store writes objects whole by itself
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         try:
-            write_whole(Path(path), pack(checkpoint))
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, pack(checkpoint))
         except OSError as error:
             raise ValueError(f"{path}: cannot be saved ({error.strerror}); what was saved before is kept") from None
 
     def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Loads a checkpoint with its seal looked at."""
+        """Loads plain values and tensors, whatever `weights_only` says, and checks the checksum."""
         return load(path)
 
 
 def pack(checkpoint: dict[str, Any]) -> memoryview:
-    """The bytes of a checkpoint, sealed: its checksum in the comment of the zip archive, where there was none."""
+    """Serializes a checkpoint, with its checksum as the comment of the zip archive."""
     buffer = io.BytesIO()
     torch.save(checkpoint | {"sealed": True}, buffer)
     with buffer.getbuffer() as content:  # in place: there may be no memory for another copy
@@ -74,54 +67,13 @@ def pack(checkpoint: dict[str, Any]) -> memoryview:
     return buffer.getbuffer()
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Writes a file that is there completely or not at all, whenever the process or the machine stops."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # Windows, and some network disks, know no such thing
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def find(name: str, root: str | Path) -> Iterator[Path]:
-    """Finds `best` or `last` of the newest run, and then what can replace it, the nearest first.
-
-    Args:
-        name: `best` or `last`.
-        root: the folder that holds `lightning_logs`.
-
-    Yields:
-        The file that is meant, the other one of its run, and so on with the run before. The first may not exist.
-    """
-    newest: dict[Path, float] = {}
-    for path in Path(root, "lightning_logs").glob("version_*/checkpoints/*.ckpt"):
-        with contextlib.suppress(OSError):  # a link that leads nowhere, or a run that is being removed
-            newest[path.parent] = max(newest.get(path.parent, 0), path.stat().st_mtime)
-    for folder in sorted(newest, key=newest.__getitem__, reverse=True):
-        for each in (name, "last" if name == "best" else "best"):
-            path = folder / f"{each}.ckpt"
-            if path.is_file() or (path.parent, each) == (max(newest, key=newest.__getitem__), name):
-                yield path
-
-
 class RunFolder(TensorBoardLogger):
-    """TensorBoard's logger with a run folder that no other process takes at the same moment.
+    """TensorBoard's logger with a new run folder that no other process can take at the same moment.
 
     Args:
-        save_dir: the folder that holds those of the runs, under `name`.
-        name: its folder.
-        version: the name of a run's folder, to resume in it; None for a new one, `version_N`.
+        save_dir: the folder that holds `name`.
+        name: the folder that holds those of the runs.
+        version: the folder of a run to resume in; None for a new one, `version_N`.
         options: of Lightning's logger.
     """
 
@@ -133,7 +85,7 @@ class RunFolder(TensorBoardLogger):
 
     @property
     def version(self) -> int | str:
-        """The number of the run, and of its folder; the folder is made when this is first asked for."""
+        """The number of the run, and of its folder, which is made when this property is first read."""
         if self.taken is None and rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             numbers = (path.name.removeprefix("version_") for path in Path(self.root_dir).glob("version_*"))
             number = max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1
@@ -147,7 +99,7 @@ class RunFolder(TensorBoardLogger):
 
 
 class CheckpointFolder(Callback):
-    """Locks the folder of the checkpoints before the first step, removes what killed runs left, and tries its disk.
+    """Locks the folder of the checkpoints before the first step, removes litter of killed runs, and tests its disk.
 
     Args:
         checkpoint: the callback that saves there.
@@ -158,12 +110,12 @@ class CheckpointFolder(Callback):
         self.locked: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Locks the folder, and tries it.
+        """Locks and tests the folder.
 
         Raises:
             ValueError: if another run writes there, or the disk is full or cannot be written.
         """
-        folder = Path(str(self.checkpoint.dirpath))  # wherever the logger has it
+        folder = Path(str(self.checkpoint.dirpath))  # the logger decides where it is
         if not trainer.is_global_zero or self.locked is not None:
             return
         try:
@@ -171,34 +123,32 @@ class CheckpointFolder(Callback):
             self.locked = lock(folder)
             if self.locked is None:
                 raise ValueError(f"{folder}: another run writes its checkpoints there; wait for its end")
-            remove_litter(folder)
-            self.try_room(folder, trainer, pl_module)
+            # Beside a folder that the user has chosen there may be anything.
+            ours = (
+                folder.parent.parent.glob(f"version_*/{folder.name}") if isinstance(trainer.logger, RunFolder) else []
+            )
+            for each in {folder, *ours}:
+                remove_litter(each, LITTER)
+            self.reserve(folder, trainer, pl_module)
         except OSError as error:
             raise ValueError(f"{folder}: no checkpoint can be saved there ({error.strerror})") from None
-        if not isinstance(trainer.logger, RunFolder):
-            return  # beside the folder there is what has nothing to do with this run
-        runs = folder.parent.parent.glob(f"version_*/{folder.name}/.*{PARTIAL}")
-        for other in {path.parent for path in runs} - {folder}:
-            with contextlib.suppress(OSError):
-                if (locked := lock(other)) is not None:
-                    remove_litter(other)
-                    os.close(locked)
 
-    def try_room(self, folder: Path, trainer: Trainer, model: LightningModule) -> None:
-        """Takes as much of the disk as the checkpoints will, and gives it back."""
+    def reserve(self, folder: Path, trainer: Trainer, model: LightningModule) -> None:
+        """Allocates as much of the disk as the checkpoints will take, and frees it again.
+
+        Raises:
+            OSError: if there is not as much.
+        """
         # Weights and the two moments of AdamW; `best` and `last`, and one that is written before it replaces them.
         bytes_each = 8 if trainer.precision == "64-true" else 4
         size = 3 * bytes_each * sum(parameter.numel() for parameter in model.parameters()) + 2**15
         size *= 3 - min(2, len(list(folder.glob("*.ckpt"))))
-        probe = folder / f".probe.{os.getpid()}{PARTIAL}"
-        try:
-            with probe.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.write(bytes(size))
-        finally:
-            probe.unlink(missing_ok=True)
+        with new_file(folder, "probe") as (file, _):
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.write(bytes(size))
+                file.flush()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Unlocks the folder."""
@@ -208,7 +158,11 @@ class CheckpointFolder(Callback):
 
 
 def lock(folder: Path) -> int | None:
-    """Locks a folder until the descriptor that it returns is closed, or the process is gone; None if it is locked."""
+    """Locks a folder until the returned descriptor is closed or the process ends.
+
+    Returns:
+        The descriptor; None if another process has the lock. Where the system has no locks, always a descriptor.
+    """
     if fcntl is None:
         return os.open(os.devnull, os.O_RDONLY)
     descriptor = os.open(folder, os.O_RDONLY)
@@ -218,21 +172,14 @@ def lock(folder: Path) -> int | None:
         os.close(descriptor)
         return None
     except OSError:
-        pass  # some network disks lock no folders
+        pass  # some network disks have no locks
     return descriptor
-
-
-def remove_litter(folder: Path) -> None:
-    """Removes what killed processes had begun to write."""
-    for path in folder.glob(f".*{PARTIAL}"):
-        if LITTER.fullmatch(path.name):
-            path.unlink(missing_ok=True)
 
 
 class RunCheckpoint(ModelCheckpoint):
     """`best` or `last` of a run, saved after each validation.
 
-    There Lightning resumes with the state of a run that never stopped, its counters included; at the end of an epoch it
+    From there Lightning resumes with the exact state, counters included; from a checkpoint of the end of an epoch it
     would call the hooks of that end twice.
 
     Args:
@@ -253,16 +200,15 @@ class RunCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """Its own, so that a ModelCheckpoint of the user can have the same options."""
+        """Differs from that of a user's ModelCheckpoint with the same options."""
         return f"{type(self).__name__} {self.filename}"
 
     @property
     def path(self) -> Path:
-        """Where it saves."""
+        """The file that it writes."""
         return Path(self.format_checkpoint_name({}))
 
     def save(self, trainer: Trainer) -> None:
-        """Saves at once."""
         trainer.save_checkpoint(self.path, weights_only=False)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -270,27 +216,26 @@ class RunCheckpoint(ModelCheckpoint):
         self.saved = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves, but after a validation that a signal brought about: a run that never stopped has none there."""
+        """Saves, except after a validation caused by a signal: an uninterrupted run has none there."""
         if not self.paused:
             super().on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves what was never validated, and that EarlyStopping ended the run."""
+        """Saves steps that were not validated, and the state of an EarlyStopping that ended the run."""
         super().on_train_end(trainer, pl_module)
         ended = any(stopped_early(each.state_dict()) for each in trainer.early_stopping_callbacks)
         if self.monitor is None and not self.paused and (ended or self.saved != trainer.global_step):
             self.save(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Looks whether the run resumes in its folder, which may have been moved."""
+        """Notes whether the run resumes in its own folder, which may have been moved."""
         folder = os.path.realpath(Path(str(trainer.ckpt_path)).parent)
         self.resumed_in_folder = folder == os.path.realpath(str(self.dirpath))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the best score along.
+        """Restores the best score, also if the folder has another name, as from another current folder.
 
-        Lightning forgets it where the name of the folder is another, as it is from another current folder, and would
-        let a worse checkpoint replace the best.
+        Lightning would drop it, and replace the best checkpoint by a worse one.
         """
         if self.resumed_in_folder:
             state_dict = rename_folder(state_dict, str(self.dirpath))
@@ -299,12 +244,12 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def stopped_early(state: Any) -> bool:
-    """Whether the state of an EarlyStopping says that it ended its run."""
+    """Whether an EarlyStopping with this state ended its run."""
     return isinstance(state, dict) and (state.get("stopped_epoch", 0) > 0 or state["wait_count"] >= state["patience"])
 
 
 def rename_folder(state: dict[str, Any], folder: str) -> dict[str, Any]:
-    """Gives what a ModelCheckpoint knows of its folder the folder's present name."""
+    """Renames the folder in the state of a ModelCheckpoint."""
     before = state["dirpath"]
 
     def renamed(path: str) -> str:

@@ -1,10 +1,11 @@
-"""Ctrl-C and SIGTERM on one device: save, end, and resume later. On several, the watchdog ends the run."""
+"""Ctrl-C and SIGTERM on one device save a checkpoint and end the run. On several devices the watchdog ends it."""
 
 import os
 import signal
+import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -16,33 +17,64 @@ from makemore_pl.durable.watchdog import in_main_thread, write
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
 PATIENCE = 8
-"""Seconds that a step, a validation or a checkpoint may take to come to its end."""
+"""Seconds from a signal until the program ends, even if a step, a validation or a checkpoint is not finished."""
+
+
+taken = threading.Event()
+"""Set when an `Interruption` has received the signal: it ends the program by itself."""
 
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
-    """Has signals end the program without a word, with exit status 130 or 143."""
+    """Within the block, signals end the program without a message, with exit status 130 or 143.
+
+    They do so even if the main thread is in a call that does not return, as when it waits for other processes.
+    """
+    if not in_main_thread():
+        yield
+        return
 
     def leave(number: int, _: Any) -> NoReturn:
         sys.exit(128 + number)
 
-    before = {}
-    for number in SIGNALS:
-        # A shell has what it runs in the background ignore Ctrl-C.
-        if in_main_thread() and signal.getsignal(number) != signal.SIG_IGN:
-            before[number] = signal.signal(number, leave)
+    # A shell sets programs in the background to ignore Ctrl-C.
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in numbers}
+    taken.clear()
+    ended = threading.Event()
+    received, wake = socket.socketpair()
+    wake.setblocking(False)
+    wakeup_fd = signal.set_wakeup_fd(wake.fileno())
+    threading.Thread(target=end_late, args=(received, ended, numbers), daemon=True, name="signals").start()
     try:
         yield
     finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup_fd)
+        wake.close()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class Interruption(Callback):
-    """Ends a training on one device after the step that a signal comes in, with a checkpoint of that step.
+def end_late(received: socket.socket, ended: threading.Event, numbers: Sequence[int]) -> None:
+    """Ends the program `PATIENCE` seconds after a signal if the main thread has not ended it.
 
-    Lightning ends it somewhere and saves nothing. Here a signal has the Trainer stop: it ends the batch, validates and
-    leaves. A second signal ends the program at once, as it ends when something takes longer than `PATIENCE` seconds;
+    Args:
+        received: a socket with the numbers of signals, each a byte.
+        ended: set when the main thread has left.
+        numbers: the signals that end the program.
+    """
+    with received:
+        while number := received.recv(1):
+            if number[0] in numbers and not ended.wait(PATIENCE) and not taken.is_set():
+                os._exit(128 + number[0])
+
+
+class Interruption(Callback):
+    """Ends a training on one device after the step in which a signal arrives, with a checkpoint of that step.
+
+    Lightning would end it anywhere and save nothing. Here a signal sets `trainer.should_stop`: the Trainer finishes the
+    batch, validates and returns. The program ends at once on a second signal, or `PATIENCE` seconds after the first;
     checkpoints stay whole.
 
     Args:
@@ -51,26 +83,27 @@ class Interruption(Callback):
 
     def __init__(self, *checkpoints: RunCheckpoint) -> None:
         self.checkpoints = checkpoints
-        self.findable = False
+        self.found_by_name = False
         self.steps = 0
         self.number: int | None = None
         self.timer: threading.Timer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes the signals."""
-        self.findable, self.steps = isinstance(trainer.logger, RunFolder), trainer.global_step
+        """Installs the signal handlers."""
+        self.found_by_name, self.steps = isinstance(trainer.logger, RunFolder), trainer.global_step
         if trainer.world_size > 1 or not in_main_thread():
             return
         environment = trainer.strategy.cluster_environment if hasattr(trainer.strategy, "cluster_environment") else None
         for number in SIGNALS:
-            # Lightning handles a scheduler's signal by itself, where it is set to one of these.
+            # A cluster may use one of these to requeue a job, which Lightning handles.
             if signal.getsignal(number) != signal.SIG_IGN and number != getattr(environment, "requeue_signal", None):
-                signal.signal(number, self.take_signal)  # Lightning gives them back at the end
+                signal.signal(number, self.take_signal)  # Lightning restores the previous ones at the end
 
     def take_signal(self, number: int, _: Any) -> None:
         """Notes a signal; a second one ends the program."""
+        taken.set()
         if self.number is not None:
-            write(f"error: {self.name}: ended at once{self.way_on()}")
+            write(f"error: stopped by {self.name} at once{self.how_to_resume()}")
             os._exit(128 + number)
         self.number = number
         self.timer = threading.Timer(PATIENCE, self.give_up)
@@ -79,32 +112,32 @@ class Interruption(Callback):
 
     @property
     def name(self) -> str:
-        """The signal as the shell calls it."""
+        """The name of the signal."""
         return signal.Signals(self.number or 0).name
 
-    def way_on(self, step: int | None = None) -> str:
-        """How to resume, where there is a checkpoint of a step, or any: `last` finds those of run folders alone."""
+    def how_to_resume(self, step: int | None = None) -> str:
+        """Returns the end of a message; empty if there is no checkpoint, or none of that step."""
         if not self.checkpoints or self.checkpoints[-1].saved < (step or 0):
             return ""
-        name = "last" if self.findable else os.path.relpath(self.checkpoints[-1].path)
+        path = "last" if self.found_by_name else os.path.relpath(self.checkpoints[-1].path)
         where = " from the last checkpoint" if step is None else ""
-        return f"; the same command with --ckpt_path {name} resumes{where}"
+        return f"; the same command with --ckpt_path {path} resumes{where}"
 
     def give_up(self) -> None:
-        """Ends the program whatever it does."""
-        write(f"error: {self.name}: the step did not end in {PATIENCE} seconds{self.way_on()}")
+        """Ends the program, whatever the main thread does."""
+        write(f"error: stopped by {self.name} before the step finished{self.how_to_resume()}")
         os._exit(128 + (self.number or 0))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Has the Trainer stop where a run can resume bit for bit, if there was a signal."""
+        """After a signal, stops the Trainer as soon as a checkpoint can be resumed bit for bit."""
         stepped, self.steps = trainer.global_step > self.steps, trainer.global_step
-        if self.number is None or not stepped:  # gradients that are still being accumulated are in no checkpoint
+        if self.number is None or not stepped:  # a checkpoint holds no gradients that are still being accumulated
             return
         if validates_next(trainer, batch_idx):
-            trainer.should_stop = True  # then the checkpoints are saved as ever
-        elif not trainer.is_last_batch:  # Lightning resumes from there as if the epoch's end had been
+            trainer.should_stop = True  # the checkpoints are saved after that validation
+        elif not trainer.is_last_batch:  # from there Lightning resumes as if the epoch had already ended
             trainer.should_stop = True
             for checkpoint in self.checkpoints:
                 checkpoint.paused = True
@@ -112,29 +145,27 @@ class Interruption(Callback):
                 checkpoint.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the program if there was a signal."""
-        # The checkpoints come after this callback, and may have to save what was never validated.
+        """Ends the program after a signal, if there is nothing to save: checkpoints are called after this callback."""
         if self.number is not None and not self.checkpoints:
             self.end(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ends the program if there was a signal: from here on it would be forgotten."""
+        """Ends the program after a signal."""
         if self.number is not None:
             self.end(trainer)
 
     def on_exception(self, *_: Any) -> None:
-        """Forgets the signal: an error ends the run, and its caller may continue."""
+        """Drops the signal: the error ends the run, and the caller may handle it."""
         if self.timer is not None:
             self.timer.cancel()
         self.number = None
 
     def end(self, trainer: Trainer) -> NoReturn:
-        """Ends the program."""
         assert self.number is not None
         if self.timer is not None:
             self.timer.cancel()
         step = trainer.global_step
-        write(f"error: {self.name}: ended after step {step:,}{self.way_on(step)}")
+        write(f"error: stopped by {self.name} after step {step:,}{self.how_to_resume(step)}")
         sys.exit(128 + self.number)
 
 
