@@ -54,7 +54,7 @@ def text(run, tag):
 
 
 def place(name, splits):
-    """Which split a name stands in."""
+    """The split that a name is in."""
     return next((split for split, words in zip(["train", "val", "test"], splits, strict=True) if name in words), "new")
 
 
@@ -89,7 +89,7 @@ def test_a_default_fit_shows_it_all(default_fit, names):
     # Which names come is a matter of a processor's rounding; they are those of the last weights, which are saved.
     sampled = MLP.load_from_checkpoint(run / "checkpoints" / "last.ckpt", weights_only=True).sample(10, max_length=30)
     table = [f"| {name} | {place(name, notebook.split(names))} |" for name in sampled]
-    assert text(run, "names").split("\n") == ["| name | stands in |", "| --- | --- |", *table]
+    assert text(run, "names").split("\n") == ["| name | split |", "| --- | --- |", *table]
 
 
 # When.
@@ -211,7 +211,7 @@ def test_names_stand_with_their_split(shown, names):
     run, model = shown
     sampled = model.float().sample(10, max_length=30)
     table = [line.strip("| ").split(" | ") for line in text(run, "names").split("\n")]
-    assert table[0] == ["name", "stands in"]
+    assert table[0] == ["name", "split"]
     assert [name for name, _ in table[2:]] == sampled
     assert [where for _, where in table[2:]] == [place(name, notebook.split(names[:60])) for name in sampled]
 
@@ -359,7 +359,7 @@ def test_sizes_out_of_the_ordinary(model, data, names, tmp_path, caplog):
     found = events(tmp_path / "run")
     for tag in PICTURES:
         assert steps(found.Images(tag)) == [0, 11]
-    assert ("stands in" in text(tmp_path / "run", "names")) == (data.get("split") != "hashed")
+    assert ("split" in text(tmp_path / "run", "names")) == (data.get("split") != "hashed")
     assert "pictures are off" not in caplog.text
 
 
@@ -441,7 +441,7 @@ def test_tensorboard_shows_what_was_logged(browser, tensorboard, shown):
     shows("scalars&tagFilter=character|perplexity", "bits_per_character", "perplexity")
     shows("custom_scalars", "loss", "update to data, log10", "bits per character")
     shows("images", *PICTURES, "image 640 x 560", f"x {height}", "image 16 x 200")
-    shows("text", "names", "stands in", *shown[1].float().sample(1, max_length=30), "recipe")
+    shows("text", "names", "split", *shown[1].float().sample(1, max_length=30), "recipe")
     shows("hparams", "embedding_dim", "hidden_size", "end/val_loss")
     shows("projector", "C:00047", "27x10", "letter", "kind", "Dimension:")
     severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]

@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard: pictures, names, histograms and charts, at steps that grow sparser."""
+"""The pictures, names, histograms and charts of a run in TensorBoard, drawn at steps that double."""
 
 import functools
 import logging
@@ -28,16 +28,16 @@ NAMES = 10
 """Names sampled at each drawing."""
 
 LONGEST = 30
-"""Characters at which they are cut off: an untrained network hardly ever ends a name."""
+"""Their maximum length in characters: an untrained network hardly ever ends a name."""
 
 ROWS = 200
-"""Contexts whose hidden units are looked at."""
+"""Contexts in the picture of the hidden layer."""
 
 SATURATED = 0.99
-"""Beyond it a unit of the tanh layer passes hardly any gradient on (makemore part 3)."""
+"""Absolute value above which a tanh unit passes on hardly any gradient (makemore part 3)."""
 
 WORDS_LOOKED_UP = 2**20
-"""In longer lists it is not looked up where a name stands, since that takes a second copy of the list."""
+"""Longest list in which names are looked up: it takes a second copy of the list."""
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ Hook = Callable[..., None]
 
 
 def harmless(hook: Hook) -> Hook:
-    """Turns an error in a hook into one line, and the pictures off; the run continues."""
+    """Makes an error in a hook a one-line warning that turns the pictures off; the run continues."""
 
     @functools.wraps(hook)
     def run(self: "Board", trainer: Trainer, *arguments: Any) -> None:
@@ -59,29 +59,28 @@ def harmless(hook: Hook) -> Hook:
 
 
 class Board(Callback):
-    """Fills TensorBoard.
+    """Writes pictures and figures of a run to TensorBoard.
 
-    The pictures are drawn before the first step, then at each validation that comes at least twice as late as the last
-    one drawn, and at the end: the cost grows with the logarithm of the run. They look at a copy of the weights on
-    the CPU, draw from no global generator, and leave the training, its device and its random numbers as they are.
+    It draws before the first step, then at each validation whose step is at least twice that of the last drawing, and
+    at the end, so the cost grows with the logarithm of the number of steps. It works on a copy of the weights on the
+    CPU and on no global random generator, so the training is the same with and without it.
 
-    The steps of pictures count the updates that were made: 0 shows the weights as they were drawn, N those
-    after N updates, whose losses Lightning logs at N - 1.
+    A picture at step N shows the weights after N updates; Lightning logs the losses of that update at N - 1.
     """
 
     def __init__(self) -> None:
-        self.writer: SummaryWriter | None = None  # None where nothing is shown: another logger, another rank, an error
+        self.writer: SummaryWriter | None = None  # None with another logger, on another rank, after an error
         self.before: list[Tensor] | None = None
         self.gradients: dict[str, Tensor | None] = {}
 
     def stop(self) -> None:
-        """Shows nothing from now on."""
+        """Turns the pictures off."""
         self.writer = self.before = None
         self.gradients = {}
 
     @harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shows what is known before the first step."""
+        """Writes charts, counting and recipe, and draws the initial weights."""
         logger = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
         if logger is None or not trainer.is_global_zero:
             return
@@ -89,7 +88,7 @@ class Board(Callback):
         if not isinstance(pl_module, MLP) or not isinstance(data, NamesDataModule):
             raise TypeError("they need an MLP and a NamesDataModule")
         if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-            raise TypeError(f"{type(strategy).__name__} may leave this process a part of the weights")
+            raise TypeError(f"{type(strategy).__name__} may shard the weights")
         self.data, self.still = data, type(pl_module)(**pl_module.hparams)
         self.drawn = self.measured = trainer.global_step
         self.best = math.inf
@@ -103,7 +102,7 @@ class Board(Callback):
         self.writer.add_custom_scalars(charts())
         self.counting: Score | None = None
         if data.hparams["counted"] or self.looks_up:
-            with suppress(ValueError):  # beyond memory: in minibatches, nothing else counts the training words
+            with suppress(ValueError):  # not enough memory: a run in minibatches needs no counts itself
                 counts = data.count("train", "val", together=False)
                 (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
         self.write_counting(self.writer, trainer.global_step)
@@ -113,29 +112,29 @@ class Board(Callback):
 
     @harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Keeps the weights before a step that is to be measured."""
-        # At ever fewer steps; in a block of them no step is seen by itself.
+        """Copies the weights before an update that will be measured: each a tenth later than the last one."""
+        # In a block of updates the callback does not see the single ones.
         single = pl_module.automatic_optimization
         if self.writer is not None and single and trainer.global_step + 1 >= 1.1 * self.measured:
             self.before = [weight.detach().clone() for weight in pl_module.parameters()]
 
     @harmless
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes how large the update of each tensor was, and holds on to the gradients."""
+        """Writes the update-to-data ratio of each tensor, and keeps the gradients."""
         if self.writer is None:
             return
-        self.gradients = {name: weight.grad for name, weight in pl_module.named_parameters()}  # validation drops them
+        self.gradients = {name: weight.grad for name, weight in pl_module.named_parameters()}  # validation clears them
         if self.before is None:
             return
         for (name, weight), before in zip(pl_module.named_parameters(), self.before, strict=True):
             ratio = update_to_data(before, weight.detach())
-            if math.isfinite(ratio):  # nothing moved, or a single number, which has no spread
+            if math.isfinite(ratio):  # infinite if nothing moved, NaN for a single number
                 self.writer.add_scalar(f"update_to_data/{name}", ratio, trainer.global_step - 1)
         self.before, self.measured = None, trainer.global_step
 
     @harmless
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws, if it is time."""
+        """Draws if the step has doubled since the last drawing."""
         if self.writer is None:
             return
         self.best = min(self.best, float(trainer.callback_metrics.get("val/loss", math.inf)))
@@ -144,7 +143,7 @@ class Board(Callback):
 
     @harmless
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws the final state, and shows what is shown once."""
+        """Draws the final weights, and writes the projector and the table of runs."""
         if self.writer is None:
             return
         if trainer.global_step > self.drawn:
@@ -155,14 +154,14 @@ class Board(Callback):
         self.stop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lets go of the writer, also of a run that did not come to its end."""
+        """Drops the writer, also after an interrupted run."""
         self.stop()
 
     def draw(self, trainer: Trainer, model: LightningModule) -> None:
-        """Shows the weights as they are now.
+        """Draws everything that depends on the weights.
 
         Raises:
-            ValueError: if they are not all finite.
+            ValueError: if a weight is not finite.
         """
         assert self.writer is not None
         self.drawn = step = trainer.global_step
@@ -178,20 +177,20 @@ class Board(Callback):
             self.write_names(self.writer, step)
 
     def draw_letters(self, writer: SummaryWriter, step: int) -> None:
-        """Draws the map of letters, turned to where they were before."""
+        """Draws the map of letters, rotated to the previous one."""
         C, vocabulary = self.still.C.detach(), self.still.vocabulary
         figure = figures.draw_letters(C, vocabulary, f"step {step:,}", self.points)
         self.points, _ = figures.flatten(C[: figures.LETTERS + 1], self.points)
         writer.add_image("pictures/letters", figures.rasterise(figure), step, dataformats="HWC")
 
     def draw_next(self, writer: SummaryWriter, step: int) -> None:
-        """Draws what comes next after the contexts that are most frequent among the words held out."""
+        """Draws next-character probabilities after the most frequent contexts of the validation words."""
         probabilities = torch.softmax(self.still(self.contexts), dim=1)
         figure = figures.draw_next(probabilities, self.contexts.tolist(), self.still.vocabulary, f"step {step:,}")
         writer.add_image("pictures/next_character", figures.rasterise(figure), step, dataformats="HWC")
 
     def draw_hidden(self, writer: SummaryWriter, step: int) -> None:
-        """Draws where the tanh layer is saturated: a row for a context, a column for a unit, white where it is."""
+        """Draws the saturation of the tanh layer: a row a context, a column a unit, white where saturated."""
         h = self.still.hidden(self.rows)
         saturated = (h.abs() > SATURATED).float()
         writer.add_image("pictures/saturated", saturated, step, dataformats="HW")
@@ -199,7 +198,7 @@ class Board(Callback):
         writer.add_histogram("hidden/h", h, step)
 
     def write_histograms(self, writer: SummaryWriter, step: int) -> None:
-        """Writes histograms of the five tensors, and of the gradients that led to them."""
+        """Writes histograms of the five tensors and of their last gradients."""
         for name, weight in self.still.named_parameters():
             writer.add_histogram(f"weights/{name}", weight, step)
         for name, gradient in self.gradients.items():
@@ -207,18 +206,18 @@ class Board(Callback):
                 writer.add_histogram(f"gradients/{name}", gradient.float(), step)
 
     def write_names(self, writer: SummaryWriter, step: int) -> None:
-        """Writes the first names that `predict` would give, and where they stand."""
+        """Writes the first names that `predict` would print, and the split that each is in."""
         draw = Draw(Sampler(NAMES, max_length=LONGEST), self.still, self.still.vocabulary, self.still.block_size)
-        draw.looks_up = False  # a table of all contexts does not pay for a few names
+        draw.looks_up = False  # a few names do not repay a table of all contexts
         columns = {"name": list(draw.names())}
         if self.looks_up:
-            columns["stands in"] = self.data.where(columns["name"])
+            columns["split"] = self.data.where(columns["name"])
         rows = zip(*(map(escape, cells) for cells in columns.values()), strict=True)
         lines = [list(columns), ["---"] * len(columns), *rows]
         writer.add_text("names", "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
 
     def write_letters(self, writer: SummaryWriter, step: int) -> None:
-        """Writes the letters for the projector."""
+        """Writes the embeddings for the projector."""
         vocabulary = self.still.vocabulary
         labels = [".", *map(figures.visible, vocabulary.characters)]
         metadata = [list(row) for row in zip(labels, figures.kinds(vocabulary), strict=True)]
@@ -227,12 +226,12 @@ class Board(Callback):
         )
 
     def write_counting(self, writer: SummaryWriter, step: int) -> None:
-        """Writes an end of the level line that the validation loss is to fall below."""
+        """Writes one end of the horizontal line of Kneser-Ney's validation loss."""
         if self.counting is not None:
             writer.add_scalar("val/kneser_ney", self.counting.loss, step)
 
     def write_recipe(self, writer: SummaryWriter, config: Path, model: LightningModule) -> None:
-        """Writes the run's configuration, or at least the hyperparameters."""
+        """Writes the run's configuration, or its hyperparameters where there is no file."""
         if config.is_file():
             recipe = config.read_text(encoding="utf-8")
         else:
@@ -240,19 +239,19 @@ class Board(Callback):
         writer.add_text("recipe", "".join(f"    {line}\n" for line in recipe.split("\n")), self.drawn)
 
     def write_hparams(self, writer: SummaryWriter, trainer: Trainer, model: LightningModule) -> None:
-        """Writes a line for the table of runs: what was chosen, and what came out."""
+        """Writes a row of the table of runs: hyperparameters and results."""
         loss = float(trainer.callback_metrics.get("val/loss", math.inf))
         results = {"end/val_loss": loss, "end/best_val_loss": self.best}
         results = {name: value for name, value in results.items() if math.isfinite(value)}
         for name, value in results.items():
             writer.add_scalar(name, value, trainer.global_step)
         chosen = self.hparams(model) | {"steps": trainer.global_step}
-        # `add_hparams` would make a run of its own for them.
+        # `add_hparams` would write them to a run of their own.
         for summary in hparams_summaries(chosen, results):  # type: ignore[no-untyped-call]
             writer.file_writer.add_summary(summary, trainer.global_step)  # type: ignore[attr-defined]
 
     def hparams(self, model: LightningModule) -> dict[str, Any]:
-        """The hyperparameters of model and data that were chosen, in short."""
+        """The hyperparameters of model and data that are set, with file names for paths."""
         chosen = {**self.data.hparams, **model.hparams}
         paths = {name: value and Path(value).name for name, value in chosen.items() if name in ("path", "teacher")}
         chosen |= {"vocabulary": len(self.still.vocabulary), **paths}
@@ -260,13 +259,13 @@ class Board(Callback):
 
 
 def update_to_data(before: Tensor, after: Tensor) -> float:
-    """The logarithm to base 10 of std(update) / std(data), which should be about -3 (makemore part 3)."""
+    """log10 of std(update) / std(data), which should be about -3 (makemore part 3)."""
     after, before = after.cpu().double(), before.cpu().double()
     return float(((after - before).std(correction=0) / after.std(correction=0)).log10())
 
 
 def frequent_contexts(X: Tensor, counts: Tensor) -> Tensor:
-    """Picks a few contexts: those most frequent at the start of a word, and those inside.
+    """The five most frequent contexts at the start of a word, and the five most frequent inside words.
 
     Args:
         X: (M, T) int64 contexts.
@@ -285,12 +284,12 @@ def frequent_contexts(X: Tensor, counts: Tensor) -> Tensor:
 
 
 def escape(text: str) -> str:
-    """Protects a text from Markdown and HTML: every sign but letters, digits and spaces by its number."""
+    """Escapes a text for Markdown and HTML: all but letters, digits and spaces as character references."""
     return "".join(x if x.isalnum() or x == " " else f"&#{ord(x)};" for x in text)
 
 
 def charts() -> dict[str, Any]:
-    """The layout of the tab Custom Scalars."""
+    """The layout of TensorBoard's tab Custom Scalars."""
     return {
         "makemore": {
             "loss": ["Multiline", ["train/loss", "val/loss", "val/kneser_ney"]],

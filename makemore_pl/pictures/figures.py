@@ -1,14 +1,14 @@
-"""Numbers -> figures: the map of letters, what comes next after a few contexts, learning rates. Knows no Lightning.
+"""Numbers -> figures: the map of letters, next-character probabilities, learning rates. Needs no Lightning.
 
 Shapes: V vocabulary size, E embedding dimension, T block size (context length), R contexts drawn.
 
-Over 300 lines: outlines in a few artists are drawn ten times as fast as matplotlib's own axes and texts (LOG.md).
+Over 300 lines: texts are drawn as outlines, since matplotlib's own would be half of the cost of all pictures (LOG.md).
 """
 
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 
-if TYPE_CHECKING:  # takes its time, so it is imported where something is drawn
+if TYPE_CHECKING:  # slow to import: the functions that draw import it
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.path import Path
 
@@ -28,15 +29,18 @@ COLUMNS = 40
 
 INK, PALE, PAPER, GROUND = "#22262b", "#767c84", "#ffffff", "#f3f5f7"
 COLOURS = {"vowel": "#c8434f", "consonant": "#2f6690", "other": "#7d8790", "boundary": INK}
-"""Also where colours cannot be told apart, the kinds differ in lightness, and the boundary in its shape."""
+"""For readers who cannot tell the colours apart, the kinds differ in lightness too, and the boundary in shape."""
+
+HEAT = ["#f6f8fa", "#a9c7de", "#2f6690", "#122c45"]
+"""Colours of probabilities, from 0 to 1."""
 
 FONT = "DejaVu Sans"
-"""It comes with matplotlib, so that a figure is the same everywhere."""
+"""Shipped with matplotlib, so figures look the same on every machine."""
 
 
 def kind(character: str) -> str:
-    """Tells what a character is by its Latin base letter, accents removed: `vowel` (a, e, i, o, u), `consonant`
-    (the others, y too), or `other`."""
+    """Classifies a character by its Latin base letter, without accents: `vowel` (a, e, i, o, u), `consonant` (the
+    other letters, including y), or `other`."""
     base = unicodedata.normalize("NFD", character)[0].lower()
     if not ("a" <= base <= "z"):
         return "other"
@@ -49,14 +53,14 @@ def kinds(vocabulary: Vocabulary) -> list[str]:
 
 
 def visible(character: str) -> str:
-    """Returns what stands for a character in print: a space as `␣`, what shows nothing by itself as `U+200D`."""
+    """A printable form of a character: a space as `␣`, an invisible one as its code point, such as `U+200D`."""
     if character == " ":
         return "␣"
     return character if character.isprintable() and not unicodedata.combining(character) else f"U+{ord(character):04X}"
 
 
 def tokens(vocabulary: Vocabulary) -> list[str]:
-    """What stands for each of the V tokens in a figure: those that its font lacks are drawn as `U+540D`."""
+    """The labels of the V tokens in a figure; a character missing from the font as its code point, such as `U+540D`."""
     font = _font()
     labels = [visible(character) for character in vocabulary.characters]
     return ["."] + [x if len(x) > 1 or ord(x) in font else f"U+{ord(x):04X}" for x in labels]
@@ -64,7 +68,7 @@ def tokens(vocabulary: Vocabulary) -> list[str]:
 
 @cache
 def _font() -> frozenset[int]:
-    """The code points that the font can draw in each of the three faces that are used here."""
+    """The code points present in all three faces of the font that the figures use."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     sans, mono = [FONT], [f"{FONT} Mono"]
@@ -73,15 +77,15 @@ def _font() -> frozenset[int]:
 
 
 def flatten(C: Tensor, near: Tensor | None = None) -> tuple[Tensor, float]:
-    """Lays embeddings into the plane: as they are up to two dimensions, else by their principal components.
+    """Projects embeddings to two dimensions: by principal components if they have more, else unchanged.
 
     Args:
         C: (V, E).
-        near: (V, 2) where they lay before. Principal components are free to turn and to flip, so that pictures of
-            one run would jump; the plane is turned to where the points lie nearest to these.
+        near: (V, 2), the points of the previous picture. The signs and the rotation of principal components are
+            arbitrary, so pictures of one run would jump; the points are rotated and mirrored to lie nearest to these.
 
     Returns:
-        (V, 2), and the share of the variance that the plane shows.
+        (V, 2), and their share of the variance.
     """
     if C.shape[1] <= 2:
         return torch.cat([C, C.new_zeros(len(C), 2 - C.shape[1])], dim=1), 1.0
@@ -103,7 +107,7 @@ def draw_letters(C: Tensor, vocabulary: Vocabulary, when: str = "", near: Tensor
     Args:
         C: (V, E) embeddings, finite; of large alphabets the first `LETTERS` are drawn.
         vocabulary: of the V tokens.
-        when: what stands at the end of the title, such as the step.
+        when: text at the right of the title, such as the step.
         near: (V, 2), as for `flatten`.
     """
     C = C.detach().cpu()[: LETTERS + 1]
@@ -114,39 +118,35 @@ def draw_letters(C: Tensor, vocabulary: Vocabulary, when: str = "", near: Tensor
     if E > 2:
         how += f" in the plane of the first two principal components (PCA): {share:.0%} of the variance"
     width, height, top = 640, 560, 78
-    sheet = Sheet(width, height, title, how, when)
-    sheet.rectangle(14, top, width - 14, height - 14)
+    figure, axes = _page(width, height, title, how, when)
+    axes.fill_between([14, width - 14], top, height - 14, color=GROUND, linewidth=0)
 
-    disc = min(max(120 / V**0.5, 8.0), 23.0)
+    disc = min(max(120 / V**0.5, 8.0), 23.0)  # diameter
     xy = points.double().numpy()
     low, high = xy.min(axis=0), xy.max(axis=0)
     room = np.array([width - 28, height - 14 - top]) - 2 * disc
-    scale = (room / np.maximum(high - low, 1e-9)).min()  # one for both directions, so that what looks near is near
+    scale = (room / np.maximum(high - low, 1e-9)).min()  # one for both directions, which keeps distances comparable
     middle = np.array([width / 2, (top + height - 14) / 2])
     xy = _apart(middle + (xy - (low + high) / 2) * [scale, -scale], disc)
     names, of_kind = tokens(vocabulary)[:V], kinds(vocabulary)[:V]
-    colours = [COLOURS[name] for name in of_kind]
-    sheet.discs(xy, disc, colours, hollow=[name == "boundary" for name in of_kind])
+    _discs(axes, xy, disc, of_kind)
     inside = [i for i in range(V) if len(names[i]) == 1]
     inks = [PAPER if i != BOUNDARY else INK for i in inside]
-    sheet.write(
-        [names[i] for i in inside], xy[inside], [0.6 * disc] * len(inside), inks, weight="bold", anchor="middle"
-    )
+    _write(axes, [names[i] for i in inside], xy[inside], 0.6 * disc, inks, weight="bold", anchor="middle")
     below = [i for i in range(V) if len(names[i]) > 1]
-    sizes = [max(0.34 * disc, 3.0)] * len(below)
-    sheet.write([names[i] for i in below], xy[below] + [0, 0.75 * disc], sizes, [COLOURS[of_kind[i]] for i in below])
-
-    x = width - 14.0
-    for name in [name for name in reversed(COLOURS) if name in of_kind]:
-        plural = name if name in ("boundary", "other") else f"{name}s"
-        x -= sheet.write([plural], np.array([[x, 61.0]]), [8.5], [PALE], anchor="right") + 10
-        sheet.discs(np.array([[x, 61.0]]), 10, [COLOURS[name]], hollow=[name == "boundary"])
-        x -= 20
-    return sheet.figure
+    inks = [COLOURS[of_kind[i]] for i in below]
+    _write(axes, [names[i] for i in below], xy[below] + [0, 0.75 * disc], max(0.34 * disc, 3.0), inks)
+    legend = [name for name in COLOURS if name in of_kind]
+    labels = [name if name in ("boundary", "other") else f"{name}s" for name in legend]
+    room = 28 + 7 * np.array([len(label) for label in labels])  # for a disc and its label
+    x = width - 14 - np.cumsum(room[::-1])[::-1]
+    _discs(axes, np.stack([x + 17, np.full(len(x), 61.0)], axis=1), 10, legend)
+    _write(axes, labels, np.stack([x + 28, np.full(len(x), 61.0)], axis=1), 8.5, [PALE] * len(x), anchor="left")
+    return figure
 
 
 def _apart(xy: np.ndarray, disc: float) -> np.ndarray:
-    """Moves (N, 2) places of discs that hide each other as far as it takes to read them."""
+    """Moves overlapping discs apart until they can be read: (N, 2) -> (N, 2)."""
     xy = xy.copy()
     for _ in range(20):
         gap = xy[:, None] - xy
@@ -154,7 +154,7 @@ def _apart(xy: np.ndarray, disc: float) -> np.ndarray:
         first, second = np.nonzero(np.triu(distance < 0.95 * disc, 1))
         if not len(first):
             break
-        turn = first + second  # at the very same place: apart in some direction
+        turn = first + second  # equal points have no direction of their own
         some = np.stack([np.cos(turn), np.sin(turn)], axis=1)
         near = np.maximum(distance[first, second, None], 1e-9)
         push = np.where(near > 1e-6, gap[first, second] / near, some) * (disc - near) / 2
@@ -166,14 +166,16 @@ def _apart(xy: np.ndarray, disc: float) -> np.ndarray:
 def draw_next(
     probabilities: Tensor, contexts: Sequence[Sequence[int]], vocabulary: Vocabulary, when: str = ""
 ) -> "Figure":
-    """Draws what comes next after a few contexts as a heat map, with the shares that stand out in per cent.
+    """Draws next-character probabilities after a few contexts as a heat map; those from 4.5 % are also written.
 
     Args:
-        probabilities: (R, V), each row of which sums to 1; of large alphabets the `COLUMNS` likeliest are drawn.
+        probabilities: (R, V), each row sums to 1; of large alphabets the `COLUMNS` likeliest characters are drawn.
         contexts: R of them, T ids each.
         vocabulary: of the V tokens.
-        when: what stands at the end of the title, such as the step.
+        when: text at the right of the title, such as the step.
     """
+    from matplotlib.colors import LinearSegmentedColormap
+
     V, R = len(vocabulary), len(contexts)
     columns = probabilities.amax(dim=0).topk(min(V, COLUMNS)).indices.sort().values.tolist()
     shares = probabilities.detach().cpu()[:, columns].double().numpy()
@@ -182,27 +184,27 @@ def draw_next(
     cell, left, top = 27, 28 + 7.6 * max(map(len, rows)), 88
     few = f" (the {len(columns)} likeliest of {V:,})" if len(columns) < V else ""
     width = max(left + cell * len(columns) + 12, 420)
-    sheet = Sheet(width, top + cell * R + 12, "What comes next", f"probability in %, after each context{few}", when)
+    height = top + cell * R + 12
+    figure, axes = _page(width, height, "What comes next", f"probability in %, after each context{few}", when)
 
-    x = left + cell * (np.arange(len(columns)) + 0.5)
-    y = top + cell * (np.arange(R) + 0.5)
-    across, down = np.meshgrid(x, y)
-    places = np.stack([across.ravel(), down.ravel()], axis=1)
-    sheet.cells(places, cell - 1.5, heat(shares.ravel()))
-    above = np.stack([x, np.full(len(x), top - 11.0)], axis=1)
-    colours = [COLOURS[of_kind[i]] for i in columns]
-    for turned in (False, True):  # what is too wide for its column stands upright
-        some = [place for place, i in enumerate(columns) if (len(names[i]) > 1) == turned]
-        labels, ink = [names[columns[place]] for place in some], [colours[place] for place in some]
-        anchor, size = ("upright", 6.0) if turned else ("centre", 9.0)
-        sheet.write(labels, above[some], [size] * len(some), ink, weight="bold", anchor=anchor)
+    x, y = left + cell * np.arange(len(columns) + 1.0), top + cell * np.arange(R + 1.0)
+    # Always from 0 to 1, so that pictures compare; the square root tells small shares apart.
+    heat = LinearSegmentedColormap.from_list("heat", HEAT)
+    axes.pcolormesh(x, y, np.sqrt(shares), cmap=heat, vmin=0, vmax=1, edgecolors=PAPER, linewidth=1.1)
+    x, y = (x[1:] + x[:-1]) / 2, (y[1:] + y[:-1]) / 2
+    for long in (False, True):  # a label that is too wide for its column is drawn upright
+        some = [place for place, i in enumerate(columns) if (len(names[i]) > 1) == long]
+        labels, inks = [names[columns[place]] for place in some], [COLOURS[of_kind[columns[place]]] for place in some]
+        above = np.stack([x[some], np.full(len(some), top - 11.0)], axis=1)
+        anchor, size = ("upright", 6.0) if long else ("centre", 9.0)
+        _write(axes, labels, above, size, inks, weight="bold", anchor=anchor)
     before = np.stack([np.full(R, left - 9.0), y], axis=1)
-    sheet.write(rows, before, [9.0] * R, [INK] * R, family=f"{FONT} Mono", anchor="right")
-    said = np.flatnonzero(shares.ravel() >= 0.045)
-    parts = shares.ravel()[said]
-    inks = [PAPER if share > 0.25 else INK for share in parts]
-    sheet.write([f"{100 * share:.0f}" for share in parts], places[said], [7.0] * len(said), inks)
-    return sheet.figure
+    _write(axes, rows, before, 9.0, [INK] * R, family=f"{FONT} Mono", anchor="right")
+    row, column = np.nonzero(shares >= 0.045)
+    said = shares[row, column]
+    inks = [PAPER if share > 0.25 else INK for share in said]
+    _write(axes, [f"{100 * share:.0f}" for share in said], np.stack([x[column], y[row]], axis=1), 7.0, inks)
+    return figure
 
 
 def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float) -> "Figure":
@@ -210,10 +212,10 @@ def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float
 
     Args:
         lrs: N learning rates.
-        losses: the loss at each; those that are no finite numbers leave a gap.
-        lr: the one to take.
-        low: the lowest that is good.
-        high: the highest that is good.
+        losses: N losses; one that is not finite leaves a gap.
+        lr: the suggested learning rate.
+        low: the lowest good one.
+        high: the highest good one.
     """
     from matplotlib.figure import Figure
 
@@ -223,124 +225,84 @@ def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float
     axes.axvspan(np.log10(low), np.log10(high), color=COLOURS["consonant"], alpha=0.12, linewidth=0)
     axes.axvline(np.log10(lr), color=COLOURS["vowel"], label=f"take {lr:.2g} = 10^{np.log10(lr):.1f}")
     finite = np.sort([loss for loss in losses if np.isfinite(loss)])
-    axes.set_ylim(0.9 * finite[0], 1.1 * finite[int(0.97 * (len(finite) - 1))])  # the last steps may fly away
+    axes.set_ylim(0.9 * finite[0], 1.1 * finite[int(0.97 * (len(finite) - 1))])  # the last steps may diverge
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     return figure
 
 
-def heat(shares: np.ndarray) -> np.ndarray:
-    """Colours for shares between 0 and 1, pale to dark: (N,) -> (N, 3). The same in every picture, so that they
-    compare; by the square root, which tells the small ones apart."""
-    scale = np.array([[246, 248, 250], [169, 199, 222], [47, 102, 144], [18, 44, 69]]) / 255
-    return np.stack([np.interp(shares**0.5, np.linspace(0, 1, len(scale)), channel) for channel in scale.T], axis=1)
+def _page(width: float, height: float, title: str, subtitle: str, when: str) -> "tuple[Figure, Axes]":
+    """Makes a figure with invisible axes in pixels, from the top left corner, and writes its title."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width / 100, height / 100), dpi=100, facecolor=PAPER)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    axes.set_axis_off()
+    _write(axes, [title], np.array([[14, 20]]), 11.5, [INK], weight="bold", anchor="left")
+    _write(axes, [subtitle], np.array([[14, 41]]), 8.5, [PALE], anchor="left")
+    _write(axes, [when], np.array([[width - 14, 20]]), 9.5, [PALE], anchor="right")
+    return figure, axes
 
 
-class Sheet:
-    """A figure under two lines of text, measured in pixels from the top left corner.
+def _discs(axes: "Axes", xy: np.ndarray, diameter: float, of_kind: list[str]) -> None:
+    """Draws a disc for each of N kinds at (N, 2) pixels, a ring for the boundary."""
+    hollow, colours = [name == "boundary" for name in of_kind], [COLOURS[name] for name in of_kind]
+    faces = [PAPER if empty else colour for empty, colour in zip(hollow, colours, strict=True)]
+    edges = [colour if empty else PAPER for empty, colour in zip(hollow, colours, strict=True)]
+    axes.scatter(xy[:, 0], xy[:, 1], s=(0.72 * diameter) ** 2, c=faces, edgecolors=edges, linewidths=0.8)
 
-    All that is alike becomes one artist: with matplotlib's own axes and texts a figure would take five times as long,
-    and these are drawn while somebody waits for the training.
+
+def _write(
+    axes: "Axes",
+    texts: list[str],
+    xy: np.ndarray,
+    size: float,
+    colours: list[str],
+    *,
+    family: str = FONT,
+    weight: str = "normal",
+    anchor: str = "centre",
+) -> None:
+    """Writes N texts as outlines in one artist: matplotlib takes 0.4 ms for each of its own (LOG.md).
 
     Args:
-        width: of the figure.
-        height: of the figure.
-        title: its first line.
-        subtitle: its second line.
-        when: what stands at the right of the title.
+        axes: of `_page`.
+        texts: N of them.
+        xy: (N, 2) pixels.
+        size: in points.
+        colours: N of them.
+        family: of the font.
+        weight: of the font.
+        anchor: `left`, `right` or `centre` of a common line, the `middle` of each text, or `upright`, read from below.
     """
+    from matplotlib.collections import PathCollection
+    from matplotlib.path import Path
 
-    def __init__(self, width: float, height: float, title: str, subtitle: str, when: str) -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.transforms import Affine2D
-
-        pixel = 1 / 100  # inches
-        self.figure = Figure((width * pixel, height * pixel), dpi=100, facecolor=PAPER)
-        FigureCanvasAgg(self.figure)
-        self.shapes = (
-            Affine2D().scale(pixel) + self.figure.dpi_scale_trans
-        )  # of paths about their own origin, y upwards
-        self.places = Affine2D().scale(pixel, -pixel).translate(0, height * pixel) + self.figure.dpi_scale_trans
-        self.write([title], np.array([[14.0, 20.0]]), [11.5], [INK], weight="bold", anchor="left")
-        self.write([subtitle], np.array([[14.0, 41.0]]), [8.5], [PALE], anchor="left")
-        self.write([when], np.array([[width - 14.0, 20.0]]), [9.5], [PALE], anchor="right")
-
-    def write(
-        self,
-        texts: list[str],
-        xy: np.ndarray,
-        sizes: list[float],
-        colours: list[str],
-        family: str = FONT,
-        weight: str = "normal",
-        anchor: str = "centre",
-    ) -> float:
-        """Writes texts at their places, and returns the width of the widest in pixels.
-
-        Args:
-            texts: N of them.
-            xy: (N, 2).
-            sizes: N of them, in points.
-            colours: N of them.
-            family: of the font.
-            weight: of the font.
-            anchor: `left`, `right` or `centre` of a common line; the `middle` of each text itself; or `upright`, which
-                reads from below.
-        """
-        paths = [_outline(text, size, family, weight, anchor) for text, size in zip(texts, sizes, strict=True)]
-        self._stamp(paths, xy, facecolors=colours, linewidths=0)
-        return max((float(np.ptp(np.asarray(path.vertices)[:, 0])) for path in paths if len(path)), default=0.0)
-
-    def discs(self, xy: np.ndarray, diameter: float, colours: list[str], hollow: list[bool]) -> None:
-        """Draws discs, and rings where they are hollow."""
-        from matplotlib.path import Path
-
-        faces = [PAPER if empty else colour for colour, empty in zip(colours, hollow, strict=True)]
-        edges = [colour if empty else PAPER for colour, empty in zip(colours, hollow, strict=True)]
-        circle = Path.circle(radius=diameter / 2)
-        self._stamp([circle], xy, facecolors=faces, edgecolors=edges, linewidths=0.8)
-
-    def rectangle(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Draws a pale ground."""
-        from matplotlib.path import Path
-
-        corners = np.array([[0, 0], [1, 0], [1, -1], [0, -1], [0, 0]]) * np.array([right - left, bottom - top])
-        self._stamp([Path(corners)], np.array([[left, top]]), facecolors=GROUND, linewidths=0)
-
-    def cells(self, xy: np.ndarray, side: float, colours: np.ndarray) -> None:
-        """Draws squares."""
-        from matplotlib.path import Path
-
-        corners = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]]) * side
-        self._stamp([Path(corners)], xy, facecolors=colours, linewidths=0, antialiaseds=False)
-
-    def _stamp(self, paths: "list[Path]", xy: np.ndarray, **style: Any) -> None:
-        from matplotlib.collections import PathCollection
-
-        if len(xy):
-            collection = PathCollection(paths, offsets=xy, offset_transform=self.places, **style)
-            collection.set_transform(self.shapes)
-            self.figure.add_artist(collection)
+    outlines = [_outline(text, size, family, weight, anchor) for text in texts]
+    paths = [Path(outline.vertices + at, outline.codes) for outline, at in zip(outlines, xy, strict=True)]
+    axes.add_collection(PathCollection(paths, facecolors=colours, linewidths=0), autolim=False)
 
 
 @lru_cache(2**12)
 def _outline(text: str, size: float, family: str, weight: str, anchor: str) -> "Path":
-    """The outline of a text in pixels about the point where it is anchored."""
+    """The outline of a text in pixels, y downwards, about its anchor."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.path import Path
     from matplotlib.textpath import text_to_path
 
     points, codes = text_to_path.get_text_path(FontProperties(family=[family], weight=weight), text)
-    vertices = np.reshape(points, (-1, 2)) * (size * 100 / 72 / text_to_path.FONT_SCALE)
+    vertices = np.reshape(points, (-1, 2)) * [1, -1] * (size * 100 / 72 / text_to_path.FONT_SCALE)
     if not len(vertices):
         return Path(vertices)
-    (left, low), (right, high) = vertices.min(axis=0), vertices.max(axis=0)
-    x = {"left": left, "right": right}.get(anchor, (left + right) / 2)
-    y = (low + high) / 2 if anchor == "middle" else 0.5 * size
-    vertices = vertices - [x, y]
+    (left, top), (right, low) = vertices.min(axis=0), vertices.max(axis=0)
+    vertices -= [
+        {"left": left, "right": right}.get(anchor, (left + right) / 2),
+        (low + top) / 2 if anchor == "middle" else -0.5 * size,
+    ]
     if anchor == "upright":
-        vertices = vertices @ [[0, 1], [-1, 0]] + [0, (right - left) / 2 - size]
+        vertices = vertices @ [[0, -1], [1, 0]] + [0, size - (right - left) / 2]
     return Path(vertices, codes)
 
 
