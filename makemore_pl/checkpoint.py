@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,6 @@ NOT_DOWNLOADED = ": is a URL, and nothing is downloaded; download it and name th
 
 PARAMETERS = "C", "W1", "b1", "W2", "b2"
 """In the order that the optimizer knows them by."""
-
-
-Made = TypeVar("Made")
 
 
 class BrokenCheckpointError(ValueError):
@@ -265,17 +262,44 @@ def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
                 yield path
 
 
-def make(kind: type[Made], path: str | Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> Made:
-    """Makes something of the hyperparameters that a checkpoint holds, and of those that are given in their place.
+class FromCheckpoint:
+    """Gives a module or a data module a `load_from_checkpoint` that runs no code from the file."""
 
-    Raises:
-        ValueError: if they are not what it takes.
-    """
-    try:
-        return kind(**{**saved, **given})
-    except (TypeError, ValueError, RuntimeError) as error:
-        why = ascii(str(error)[:200])[1:-1]  # it may quote them
-        raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({why})") from None
+    CHECKPOINT_HYPER_PARAMS_KEY: str
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        weights_only: Literal[True] = True,
+        **hparams: Any,
+    ) -> Self:
+        """Loads a model as it was saved, or makes the data that it was trained on.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device for the weights; that of the CPU if omitted.
+            weights_only: has to be true.
+            hparams: hyperparameters that replace those of the checkpoint.
+
+        Raises:
+            ValueError: if it is not a checkpoint of this project, is broken, or its hyperparameters are not accepted.
+        """
+        if not weights_only:
+            raise ValueError("weights_only is False: expected True, as no code is run from a file")
+        checkpoint = read(checkpoint_path)
+        try:
+            made = cls(**{**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **hparams})
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = ascii(str(error)[:200])[1:-1]  # it may quote them
+            raise ValueError(f"{checkpoint_path}: its hyperparameters do not make a {cls.__name__} ({why})") from None
+        if isinstance(made, nn.Module):
+            require_tensors(checkpoint_path, checkpoint["state_dict"], made.state_dict())
+            made.load_state_dict(checkpoint["state_dict"])
+            made.to(map_location)
+        return made
 
 
 def check_resume(

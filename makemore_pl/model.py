@@ -9,8 +9,7 @@ in `__init__`, `forward`, `hidden` and `loss`.
 import math
 import string
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import SumMetric
 
-from makemore_pl.checkpoint import make, read, require_tensors
+from makemore_pl.checkpoint import FromCheckpoint
 from makemore_pl.gradient import sgd_steps, tanh
 from makemore_pl.memory import require_memory
 from makemore_pl.sampling import Draw, Sampler, score_words
@@ -30,7 +29,7 @@ Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "halfway"]
 
 
-class MLP(LightningModule):
+class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
     """Predicts the next character from the last `block_size` characters.
 
     Five tensors, nothing else: C (V, E), W1 (T*E, H), b1 (H), W2 (H, V), b2 (V).
@@ -321,7 +320,9 @@ class MLP(LightningModule):
         self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
 
     def predict_step(self, chunk: int | list[str], batch_idx: int) -> list[str] | list[float]:
-        # Chunks go round the devices. Where names are passed over, all draw all, to know when there are enough.
+        # Each rank draws some chunks; if names are rejected, every rank draws every chunk, so all agree on the count.
+        if not self.draw.missing:
+            raise StopIteration  # the Trainer takes it for the end of the loader, which cannot know how many are enough
         mine = batch_idx % self.trainer.world_size == self.global_rank
         if isinstance(chunk, list):
             return self.score(chunk) if mine else []
@@ -338,28 +339,6 @@ class MLP(LightningModule):
 
     def _draw(self, sampler: Sampler) -> Draw:
         return Draw(sampler, self, self.vocabulary, self.block_size, self.device)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        *,
-        weights_only: Literal[True] = True,
-        **hparams: Any,
-    ) -> Self:
-        """Loads a model as it was saved, but for the hyperparameters that are given. No code runs from the file.
-
-        Raises:
-            ValueError: if it is not a checkpoint of this project, or broken.
-        """
-        if not weights_only:
-            raise ValueError("weights_only is False: expected True, as no code is run from a file")
-        checkpoint = read(checkpoint_path)
-        model = make(cls, checkpoint_path, checkpoint["hyper_parameters"], hparams)
-        require_tensors(checkpoint_path, checkpoint["state_dict"], model.state_dict())
-        model.load_state_dict(checkpoint["state_dict"])
-        return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Holds a resumed run to its own alphabet and its own way of counting steps.

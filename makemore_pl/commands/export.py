@@ -15,10 +15,10 @@ import torch
 
 from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.ensemble import average as combine
-from makemore_pl.datamodule import require_same_split
 from makemore_pl.durable.checkpoints import pack, write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
+from makemore_pl.split import require_same_split
 
 
 def export_average(model: MLP, data: Mapping[str, Any], output: str, average: Sequence[str] | None = None) -> None:
