@@ -376,12 +376,12 @@ def find_misfits(
         tensor = tensors[parameters[place]]
         adamw = {"step": torch.zeros(()), "exp_avg": tensor, "exp_avg_sq": tensor}
         yield from compare(state, adamw if "betas" in options else {}, "optimizer")
-    validated: Any = checkpoint.get("validated")
-    yield from compare(validated, {}, "validated")
-    if not all(isinstance(name, str) and type(value) is float for name, value in validated.items()):
-        yield "validated"
     if checkpoint["lr_schedulers"][0]["last_epoch"] != checkpoint["global_step"]:
         yield "lr_schedulers"
+    kept = checkpoint["callbacks"].get("KeepMetrics", {})
+    yield from compare(kept, {}, "KeepMetrics")
+    if not all(isinstance(name, str) and type(value) is float for name, value in kept.items()):
+        yield "KeepMetrics"
     form = {"wait_count": 0, "stopped_epoch": 0, "best_score": torch.zeros(()), "patience": 0}
     for key, state in checkpoint["callbacks"].items():
         if str(key).startswith("EarlyStopping"):  # which may know more

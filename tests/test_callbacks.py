@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule, model
+from makemore_pl import MLP, NamesDataModule, optimization
 from makemore_pl.commands import callbacks
 from makemore_pl.commands.callbacks import Progress, StopNotFinite
 
@@ -93,7 +93,7 @@ def one_huge_step(monkeypatch):
     """A learning rate that leaves weights that are no numbers, at one step."""
 
     def at(huge):
-        monkeypatch.setattr(model, "lr_factor", lambda schedule, step, steps: math.nan if step == huge else 0.3)
+        monkeypatch.setattr(optimization, "lr_factor", lambda schedule, step, steps: math.nan if step == huge else 0.3)
 
     return at
 

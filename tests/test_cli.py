@@ -304,7 +304,9 @@ def test_a_run_without_validation_is_saved_too(folder, call):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_a_diverged_run_says_so(optimizer, folder, call, monkeypatch):
     """The first step leaves a weight that is no number, whatever the order of a processor's sums."""
-    monkeypatch.setattr("makemore_pl.model.lr_factor", lambda schedule, step, steps: math.nan if step == 0 else 0.3)
+    monkeypatch.setattr(
+        "makemore_pl.optimization.lr_factor", lambda schedule, step, steps: math.nan if step == 0 else 0.3
+    )
     status, out, err = call("fit", "--data.num_words", 50, *QUICK, "--model.optimizer", optimizer)
     assert (status, out) == (2, "")
     assert err.endswith("error: step 2: the loss is nan; try a smaller --model.lr, or --trainer.precision 32\n")

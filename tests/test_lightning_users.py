@@ -337,7 +337,7 @@ class GRU(LightningModule):
         return MLP.loss(self(batch[0]), batch[1])
 
     def validation_step(self, batch, batch_idx):
-        self.log("val/loss", MLP.loss(self(batch[0]), batch[1]), batch_size=int(MLP.count(batch[1])))
+        self.log("val/loss", MLP.loss(self(batch[0]), batch[1]), batch_size=int(batch[1].sum()))
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), 0.003)

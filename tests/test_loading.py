@@ -532,7 +532,7 @@ STATE = ("optimizer_states", 0, "state")
 SCHEDULE = ("lr_schedulers", 0)
 GROUP = ("optimizer_states", 0, "param_groups", 0)
 FIT_LOOP = ("loops", "fit_loop")
-BEST = ("callbacks", 0)
+BEST = ("callbacks", "RunCheckpoint best")
 SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room for it, but not behind its beginning
 
 
@@ -560,8 +560,8 @@ SKEWED = torch.zeros(270)[269:].expand(27, 10)  # in its storage there is room f
         (("optimizer_states",), [], "optimizer"),
         (("optimizer_states",), None, "optimizer"),
         (GROUP + ("initial_lr",), None, "param_groups"),
-        (("validated",), None, "validated"),
-        (("validated", "val/loss"), torch.zeros(1), "validated"),
+        (("callbacks", "KeepMetrics"), None, "KeepMetrics"),
+        (("callbacks", "KeepMetrics", "val/loss"), torch.zeros(1), "KeepMetrics"),
         (("loops",), None, "loops"),
         (FIT_LOOP, {}, "fit_loop"),
         (FIT_LOOP + ("epoch_progress", "current", "processed"), "1", "fit_loop"),
@@ -597,8 +597,8 @@ def test_a_training_goes_on_only_from_what_one_saved(place, value, what, unfinis
     hostile = copy.deepcopy(whole)
     inner, (*way, last) = hostile, place
     for key in way:
-        inner = inner[next(iter(inner)) if inner is hostile["callbacks"] else key]
-    inner[next(iter(inner)) if place == BEST else last] = value
+        inner = inner[key]
+    inner[last] = value
     message = f"x.ckpt: not a checkpoint to resume from: its {what} is not what this training would save"
     with pytest.raises(ValueError, match=re.escape(message)):
         check_resume("x.ckpt", hostile, *forms)

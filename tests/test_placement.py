@@ -14,6 +14,7 @@ from makemore_pl.sampling import Draw
 
 class OneDevice:
     world_size = 1
+    testing = False
 
 
 ELSEWHERE = torch.device("meta")

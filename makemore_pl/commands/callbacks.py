@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from makemore_pl.optimization import number_of_steps
+
 
 class Progress(ProgressBar):
     """Steps, losses, speed and time left on stderr: a live bar on a terminal, a line now and then elsewhere.
@@ -34,8 +36,7 @@ class Progress(ProgressBar):
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        count = getattr(pl_module, "number_of_steps", lambda: trainer.estimated_stepping_batches)
-        self.total = int(total) if (total := count()) != float("inf") else None
+        self.total = int(total) if (total := number_of_steps(trainer)) != float("inf") else None
         self.start = self.said = time.monotonic()
         self.first_step = trainer.global_step
         console = Console(stderr=True)

@@ -45,7 +45,8 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints
 from makemore_pl.durable.interruption import ending_quietly
 from makemore_pl.durable.watchdog import Watchdog
-from makemore_pl.model import MLP, as_list
+from makemore_pl.model import MLP
+from makemore_pl.optimization import as_list
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,

@@ -18,7 +18,8 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
 from makemore_pl.durable.interruption import Interruption
 from makemore_pl.memory import require_memory
-from makemore_pl.model import MLP, as_list
+from makemore_pl.model import MLP
+from makemore_pl.optimization import as_list
 from makemore_pl.pictures.board import Board
 
 

@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.optim.lr_scheduler import LambdaLR
 
 from makemore_pl.checkpoint import BrokenCheckpointError, check_resume, read, refuse_url
 from makemore_pl.commands.messages import say
 from makemore_pl.durable.checkpoints import find, stopped_early
 from makemore_pl.model import MLP
+from makemore_pl.optimization import Schedule
 
 
 def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
@@ -64,7 +64,7 @@ def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer
         ValueError: if so; it says why.
     """
     optimizer = model.make_optimizer()
-    schedule = LambdaLR(optimizer, lambda step: 1.0)
+    schedule = Schedule(optimizer, "constant", 1, lambda: 1.0)
     check_resume(
         path,
         checkpoint,
