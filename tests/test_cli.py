@@ -228,7 +228,7 @@ def test_a_list_may_come_from_a_pipe(name, call, piped):
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     assert call("fit", "--data.path", piped("-"), *QUICK)[0] == 0
-    gone = "error: the list of this run came from stdin, which is read once: name a file with --data.path"
+    gone = "error: the list of this run came from stdin, which is read once; name a file with --data.path"
     status, _, err = call("validate")
     assert (status, err.split("\n")[1:]) == (2, [gone, ""])
     assert call("test", "--data.path", towns[0])[0] == 0
@@ -242,7 +242,7 @@ def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     only = "error: a list from stdin is read by one process: save it to a file, or --trainer.devices 1\n"
     assert (status, err) == (2, only)
     status, _, err = call("fit", "--data.path", "-", "--data.split", "hashed")
-    assert (status, err) == (2, "error: -: a list in pieces is read more than once, so it must be a file\n")
+    assert (status, err) == (2, "error: -: a list in pieces is read more than once; save it to a file\n")
 
 
 def test_a_resumed_fit_goes_on(folder, call):
@@ -428,8 +428,8 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         ),
         (
             ["fit", "--data.num_words", "5"],
-            "5 words are too few: 10% for validation is not one word; give more words or other fractions "
-            "(train_fraction 1 and val_fraction 0 hold none back)",
+            "10% of 5 words leaves no validation word; add words or raise val_fraction "
+            "(train_fraction 1 and val_fraction 0 hold no words back)",
         ),
         (["fit", "--model.block_size", "0"], "--model.block_size 0: expected 1 or more"),
         (["fit", "--model.lr", "fast"], "--model.lr fast: expected a number"),
@@ -457,7 +457,7 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["predict"], "no checkpoint found: looked in lightning_logs/version_*/checkpoints, checkpoints"),
         (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
         (["predict", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt: not a checkpoint of makemore_pl"),
-        (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted goes with all rows at once"),
+        (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted needs all rows at once"),
         (["fot"], "unknown command fot: did you mean fit?"),
         (["train"], "unknown command train: did you mean fit?"),
         (["flt"], "unknown command flt: did you mean fit?"),

@@ -17,11 +17,12 @@ from lightning.pytorch import Trainer
 from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.ensemble import average as combine
 from makemore_pl.commands.messages import say
-from makemore_pl.datamodule import NamesDataModule, require_same_split
+from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import pack
 from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
+from makemore_pl.split import require_same_split
 
 
 def export_average(
