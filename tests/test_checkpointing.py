@@ -432,6 +432,8 @@ def test_a_folder_that_cannot_be_written_is_said_in_one_line(small_disk, call):
 
 # Runs with other names.
 
+OVERWRITTEN = "logs/exp1/mine/metrics.csv"
+OVER = "exists, and this run would write over it; move it, or use another name"
 LOGGERS = {
     "another name": "{class_path: TensorBoardLogger, init_args: {save_dir: ., name: exp1}}",
     "another kind": "{class_path: CSVLogger, init_args: {save_dir: logs}}",
@@ -450,7 +452,11 @@ def test_the_newest_run_is_found_however_it_is_named(logger, runs, call):
     best, last = sorted(set(Path.cwd().rglob("*.ckpt")) - before)
     assert (best.name, last.name) == ("best.ckpt", "last.ckpt")
     assert call("predict")[::2] == (0, f"checkpoint: {best.relative_to(Path.cwd())}\n")
-    status, _, err = call("fit", "--ckpt_path", "last", "--config", "recipe.yaml", *quick[:-1], 5)
+    resume = "fit", "--ckpt_path", "last", "--config", "recipe.yaml", *quick[:-1], 5
+    if logger == "both":  # Lightning would write over the log of a version with a name
+        assert call(*resume)[::2] == (2, f"error: {OVERWRITTEN}: {OVER}\n")
+        Path(OVERWRITTEN).rename("moved.csv")
+    status, _, err = call(*resume)
     assert status == 0, err
     assert f"resuming {last.relative_to(Path.cwd())}, step 3\n" in err
 

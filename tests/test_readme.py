@@ -53,6 +53,8 @@ def test_every_command_of_the_readme_is_understood(line, folder, call):
     long = (arguments[0] == "fit" and not {"--help", "last", "my_words.txt"} & set(arguments)) or arguments[
         0
     ] == "lr_find"
+    if "--average" in arguments:  # with the newest run, which is another one
+        assert call("fit", "--model.seed", 1, "--trainer.max_steps", 5)[0] == 0
     status, out, err = call(*arguments, *(["--print_config"] if long else []))
     assert status == 0, err
     assert out or arguments[0] == "export" or "--sample.output" in arguments

@@ -2,7 +2,6 @@
 
 import sys
 from operator import attrgetter
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -17,7 +16,7 @@ from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
 from makemore_pl.commands.evaluate import print_comparison
 from makemore_pl.commands.export import export_average
-from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train
+from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train, run_logger
 from makemore_pl.commands.help import COMMANDS
 from makemore_pl.commands.lr_find import lr_find
 from makemore_pl.commands.messages import open_streams, say
@@ -90,18 +89,6 @@ def callbacks(command: str, options: Namespace) -> list[Callback]:
         fit and Interruption(*[best, last] * saves),
     ]
     return [callback for callback in ours if isinstance(callback, Callback)]
-
-
-def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:
-    """Makes TensorBoard's logger.
-
-    Args:
-        trainer: the flags of the Trainer.
-        resumed: the checkpoint of a run that resumes, in its own folder if this logger made it.
-    """
-    root, folder = trainer.default_root_dir or ".", Path(resumed or "").parent.parent
-    version = folder.name if resumed and folder.parent == Path(root, "lightning_logs") else None
-    return RunFolder(root, "lightning_logs", version, default_hp_metric=False)
 
 
 class CLI(LightningCLI):

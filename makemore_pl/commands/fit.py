@@ -5,15 +5,28 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
 from makemore_pl.commands.messages import command_line, say
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunCheckpoint
+from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
+
+
+def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:
+    """Makes TensorBoard's logger.
+
+    Args:
+        trainer: the flags of the Trainer.
+        resumed: the checkpoint of a run that resumes, in its own folder if this logger made it.
+    """
+    root, folder = trainer.default_root_dir or ".", Path(resumed or "").parent.parent
+    version = folder.name if resumed and folder.parent == Path(root, "lightning_logs") else None
+    return RunFolder(root, "lightning_logs", version, default_hp_metric=False)
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:
