@@ -5,9 +5,9 @@ It needs optuna: `pip install -c constraints.txt -e '.[sweep]'`.
 
 import hashlib
 import logging
-import shlex
 import sys
 import warnings
+from pathlib import Path
 
 import optuna
 from jsonargparse import auto_cli
@@ -21,7 +21,7 @@ from optuna_integration import PyTorchLightningPruningCallback
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.commands.cli import TRAINER_DEFAULTS
-from makemore_pl.commands.messages import fail
+from makemore_pl.commands.messages import command_line, fail
 from makemore_pl.commands.parser import Parser
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.threads import Threads, choose_threads
@@ -29,7 +29,7 @@ from makemore_pl.datamodule import FULL_STEPS
 
 
 def suggest(trial: optuna.Trial) -> dict[str, int | float]:
-    """The hyperparameters that are searched, and where."""
+    """Draws the hyperparameters of a trial."""
     return {
         "block_size": trial.suggest_int("block_size", 2, 8),
         "embedding_dim": trial.suggest_int("embedding_dim", 2, 32, log=True),
@@ -48,19 +48,19 @@ def sweep(
 ) -> None:
     """Trains many models and prints the `fit` command of the one with the lowest validation loss.
 
-    Processes that name the same storage share one study: start as many as you like, on as many machines as see it.
-    Trials that do worse than the median of the others are cut short. A sweep that is started again goes on.
+    Processes that name the same storage share one study: start any number, on any number of machines that reach it.
+    Trials that do worse than the median of the others are cut short. A sweep that is started again resumes.
 
     Args:
-        trials: how many models in all, whoever trains them; the last ones of other processes may come on top.
+        trials: the number of models in all processes together; each process may add one that it has begun.
         storage: a file, on a shared disk for several machines; or the URL of a database, such as sqlite:///sweep.db.
         study: its name there.
-        path: a list of words, one a line, in UTF-8; names.txt if left out.
+        path: a list of words, one a line, in UTF-8; names.txt if omitted.
         max_steps: of each training.
         accelerator: as for `fit`.
 
     Raises:
-        ValueError: if a number is out of range, the list cannot be used, or the storage holds something else.
+        ValueError: if a number is out of range, the list cannot be used, or the storage cannot hold the study.
     """
     if trials < 1 or max_steps < 1:
         raise ValueError(f"trials {trials} and max_steps {max_steps}: expected 1 or more")
@@ -84,11 +84,11 @@ def sweep(
         trainer = new_trainer(PyTorchLightningPruningCallback(trial, monitor="val/loss"))
         try:
             trainer.fit(model, data)
-        except SystemExit:  # what Lightning makes of Ctrl-C and SIGTERM, and Optuna does not know
+        except SystemExit:  # Lightning raises it after Ctrl-C and SIGTERM; Optuna knows KeyboardInterrupt
             raise KeyboardInterrupt from None
         return trainer.callback_metrics["val/loss"].item()
 
-    new_trainer()  # refuses an accelerator that is not there before there is a study
+    new_trainer()  # refuses a missing accelerator before there is a study
     try:
         shared = optuna.create_study(
             storage=storage if "://" in storage else JournalStorage(JournalFileBackend(storage)),
@@ -96,29 +96,30 @@ def sweep(
             load_if_exists=True,
             pruner=optuna.pruners.MedianPruner(n_warmup_steps=max_steps // FULL_STEPS // 5),  # in epochs
         )
-    except Exception as error:  # each kind of storage throws its own
+    except Exception as error:  # each kind of storage raises its own
         raise ValueError(f"--storage {storage} cannot hold a study: {error}") from None
     for name, value in {"words": words, "max_steps": max_steps}.items():
         if shared.user_attrs.get(name, value) != value:
-            raise ValueError(f"--storage {storage} holds a study with other {name}: name another --storage or --study")
+            raise ValueError(f"--storage {storage} holds a study with other {name}: use another --storage or --study")
         shared.set_user_attr(name, value)
 
     done = TrialState.COMPLETE, TrialState.PRUNED
     if len(shared.get_trials(deepcopy=False, states=done)) < trials:
         shared.optimize(train, callbacks=[MaxTrialsCallback(trials, states=done)])
-    flags = [f"--model.{name} {value:g}" for name, value in shared.best_params.items()]
-    flags += [f"--trainer.max_steps {max_steps}", f"--data.path {shlex.quote(path)}" if path else ""]
+    flags = [word for name, value in shared.best_params.items() for word in (f"--model.{name}", f"{value:g}")]
+    flags += ["--trainer.max_steps", str(max_steps)]
+    words: list[str | Path] = [*flags, "--data.path", Path(path)] if path else [*flags]
     number = shared.best_trial.number
     print(f"val/loss {shared.best_value:.4f}, by trial {number} of {len(shared.trials)}", file=sys.stderr)
-    print("python -m makemore_pl fit", *filter(None, flags))
+    print(command_line("python", "-m", "makemore_pl", "fit", *words))
 
 
 def main() -> None:
-    """Runs the command line."""
+    """Runs the search as its flags say."""
     silence_stock_noise()
     keep_freed_memory()
     choose_threads(0)
-    # A Trainer for each trial says each time that it comes without a logger and what the machine has.
+    # The Trainer of each trial would print the machine's devices and that it has no logger.
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
     try:

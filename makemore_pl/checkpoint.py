@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import dropwhile, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,34 +35,9 @@ FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 NOT_DOWNLOADED = ": is a URL, and nothing is downloaded; download it and name the file"
 """The error for a URL where a file is expected."""
 
-Made = TypeVar("Made")
-
 
 class BrokenCheckpointError(ValueError):
     """A file whose bytes are not those that were written."""
-
-
-def load_as(kind: type[Made], path: str | Path, weights_only: bool = True, **given: Any) -> tuple[Made, dict[str, Any]]:
-    """Makes a model or its data from the hyperparameters in a checkpoint.
-
-    Args:
-        kind: a LightningModule or LightningDataModule; its `CHECKPOINT_HYPER_PARAMS_KEY` says which hyperparameters.
-        path: the file.
-        weights_only: must be true; it is an argument of Lightning's `load_from_checkpoint`.
-        given: hyperparameters that replace those of the checkpoint.
-
-    Returns:
-        The new object, without the weights, and the checkpoint.
-
-    Raises:
-        ValueError: if it is not a checkpoint of this project, or broken, or its hyperparameters do not fit.
-        OSError: if it cannot be read.
-    """
-    if not weights_only:
-        raise ValueError("weights_only is False: expected True, as no code is run from a file")
-    checkpoint = read(path)
-    hparams = checkpoint.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {})  # type: ignore[attr-defined]
-    return make(kind, path, hparams, given), checkpoint
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -274,14 +249,41 @@ def find_saved_paths(checkpoint: dict[str, Any]) -> Iterator[str]:
                 yield path
 
 
-def make(kind: type[Made], path: str | Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> Made:
-    """Makes an object from the hyperparameters of a checkpoint; those that are given replace them.
+class FromCheckpoint:
+    """Gives a module or a data module a `load_from_checkpoint` that runs no code from the file."""
 
-    Raises:
-        ValueError: if it does not accept them.
-    """
-    try:
-        return kind(**{**saved, **given})
-    except (TypeError, ValueError, RuntimeError) as error:
-        why = ascii(str(error)[:200])[1:-1]  # it may quote text of the file
-        raise ValueError(f"{path}: its hyperparameters do not make a {kind.__name__} ({why})") from None
+    CHECKPOINT_HYPER_PARAMS_KEY: str
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        weights_only: Literal[True] = True,
+        **hparams: Any,
+    ) -> Self:
+        """Loads a model as it was saved, or makes the data that it was trained on.
+
+        Args:
+            checkpoint_path: the file.
+            map_location: the device for the weights; that of the CPU if omitted.
+            weights_only: has to be true.
+            hparams: hyperparameters that replace those of the checkpoint.
+
+        Raises:
+            ValueError: if it is not a checkpoint of this project, is broken, or its hyperparameters are not accepted.
+        """
+        if not weights_only:
+            raise ValueError("weights_only is False: expected True, as no code is run from a file")
+        checkpoint = read(checkpoint_path)
+        try:
+            made = cls(**{**checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}), **hparams})
+        except (TypeError, ValueError, RuntimeError) as error:
+            why = ascii(str(error)[:200])[1:-1]  # it may quote them
+            raise ValueError(f"{checkpoint_path}: its hyperparameters do not make a {cls.__name__} ({why})") from None
+        if isinstance(made, nn.Module):
+            require_tensors(checkpoint_path, checkpoint["state_dict"], made.state_dict())
+            made.load_state_dict(checkpoint["state_dict"])
+            made.to(map_location)
+        return made

@@ -1,4 +1,4 @@
-"""A network beside counting, their mixture and chance, over the same windows. Knows no Lightning.
+"""A network, counting, their mixture and chance, over the same windows. Knows no Lightning.
 
 Shapes: B and M distinct contexts, T block size (context length), V vocabulary size.
 """
@@ -15,10 +15,10 @@ from makemore_pl.sampling import NextLogits
 from makemore_pl.windows import align_counts
 
 Counted = tuple[Tensor, Tensor]
-"""Contexts (M, T) int64 and how often each character came next (M, V) int64, as `count_windows` gives them."""
+"""Contexts (M, T) int64 and how often each character came next (M, V) int64, as `count_windows` returns them."""
 
 CONTEXTS_AT_ONCE = 2**15
-"""Contexts that are looked at together."""
+"""Contexts predicted at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Score:
 
     Args:
         loss: the mean negative log likelihood, natural.
-        top1: the share of characters that were thought the likeliest.
-        top5: the share that was among the five likeliest.
+        top1: the share of next characters that were predicted as the likeliest.
+        top5: the share that were among the five likeliest.
     """
 
     loss: float
@@ -37,7 +37,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Among how many equally likely characters one would have to guess."""
+        """exp(loss): the number of equally likely characters with the same loss."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     @property
@@ -61,18 +61,18 @@ class Mixture:
     def __call__(self, context: Tensor) -> Tensor:
         """Computes the logarithms of the mixed probabilities, (B, V) float64."""
         first, second = log_probabilities(self.first, context), log_probabilities(self.second, context)
-        # log(w p + (1 - w) q), without leaving the logarithms: a probability may be too small for a float.
+        # log(w p + (1 - w) q) from log p and log q: a probability may be too small for a float.
         weight = torch.tensor([self.weight, 1 - self.weight], dtype=torch.float64).log()
         return torch.logaddexp(first + weight[0], second + weight[1])
 
 
 class Comparison:
-    """A network, Kneser-Ney over its training windows, the two mixed, and chance.
+    """A network, Kneser-Ney over its training windows, and the two mixed.
 
     Args:
         network: contexts (B, T) int64 -> logits (B, V).
-        train: what the network learnt from, and the counting counts; None for no counting.
-        val: the windows that the weight of the mixture is chosen on; None for no mixture.
+        train: the training windows of the network, to count; None to omit counting.
+        val: the windows to choose the weight of the mixture on; None to omit the mixture.
     """
 
     def __init__(self, network: NextLogits, train: Counted | None, val: Counted | None) -> None:
@@ -87,7 +87,7 @@ class Comparison:
             self.predictors[f"mixed, {self.weight:.2f} of the network"] = mixture
 
     def score(self, *counted: Counted) -> dict[str, list[Score]]:
-        """Scores each of them on some sets of windows: its name -> a score for each set."""
+        """Scores each predictor, and the uniform distribution, on sets of windows: its name -> a score for each set."""
         scores = {name: measure(predictor, *counted) for name, predictor in self.predictors.items()}
         V = counted[0][1].shape[1]
         return scores | {"uniform": [Score(math.log(V), 1 / V, min(5, V) / V)] * len(counted)}
@@ -100,7 +100,7 @@ def log_probabilities(predictor: NextLogits, context: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(predictor: NextLogits, *counted: Counted) -> list[Score]:
-    """Scores a predictor on some sets of windows, looking at each context once."""
+    """Scores a predictor on sets of windows; each context is predicted once."""
     X, counts = align_counts(*counted)
     sums = torch.zeros(len(counted), 3, dtype=torch.float64)
     for part in range(0, len(X), CONTEXTS_AT_ONCE):
@@ -114,14 +114,14 @@ def measure(predictor: NextLogits, *counted: Counted) -> list[Score]:
 
 
 def cross_entropy(log_p: Tensor, counts: Tensor) -> Tensor:
-    """Computes the sum of the negative log likelihoods; what never came next counts nothing, however unlikely."""
+    """Sums the negative log likelihoods. A count of 0 adds 0, even if the log-probability is minus infinity."""
     return -torch.where(counts > 0, counts * log_p, 0.0).sum()
 
 
 def entropy(counts: Tensor) -> float:
     """Computes the conditional entropy of next characters (M, V) given their contexts.
 
-    No predictor of these contexts has a smaller mean loss on them: the floor.
+    It is the floor: no predictor from these contexts has a smaller mean loss on them.
     """
     log_p = (counts.double() / counts.sum(dim=1, keepdim=True)).log()
     return float(cross_entropy(log_p, counts) / counts.sum())
@@ -129,9 +129,9 @@ def entropy(counts: Tensor) -> float:
 
 @torch.no_grad()
 def best_weight(first: NextLogits, second: NextLogits, counted: Counted) -> float:
-    """Finds the share of the first in the mixture with the smallest loss.
+    """Finds the share of the first predictor in the mixture with the smallest loss, by expectation maximisation.
 
-    By expectation maximisation: no step makes the loss larger, and it has one minimum, since it is convex in the share.
+    No step increases the loss, which is convex in the share and so has one minimum.
     """
     X, counts = counted
     row, y = counts.nonzero(as_tuple=True)
@@ -150,14 +150,14 @@ def best_weight(first: NextLogits, second: NextLogits, counted: Counted) -> floa
 
 
 def show(scores: dict[str, list[Score]], sets: Sequence[str]) -> str:
-    """Draws scores as a table, a block for each set."""
+    """Formats scores as a table, a block for each set."""
     blocks = []
     for place, name in enumerate(sets):
         lines = [f"{name:30}{'loss':>8}{'perplexity':>12}{'bits':>8}{'top 1':>8}{'top 5':>8}"]
-        for who, of in scores.items():
-            score = of[place]
+        for predictor, its_scores in scores.items():
+            score = its_scores[place]
             lines.append(
-                f"{who:30}{score.loss:8.4f}{score.perplexity:12.2f}{score.bits_per_character:8.3f}"
+                f"{predictor:30}{score.loss:8.4f}{score.perplexity:12.2f}{score.bits_per_character:8.3f}"
                 f"{score.top1:8.1%}{score.top5:8.1%}"
             )
         blocks.append("\n".join(lines))

@@ -9,13 +9,25 @@ LITTLE = 2**28
 
 
 def require_memory(size: int, what: str) -> None:
-    """Refuses what would not fit, where the system would rather end the program in the middle of it.
+    """Refuses an allocation that would not fit: the system would end the program in the middle of it.
 
     Raises:
         ValueError: if this machine has fewer bytes free.
     """
     if size >= LITTLE and size > (free := free_memory()):
         raise ValueError(f"{what} would take {size / 2**30:,.3g} GB of memory; {free / 2**30:,.3g} GB are free")
+
+
+def require_memory_to_read(path: str | Path) -> None:
+    """Refuses a list whose words would not fit into memory; a list that is no file has no known size.
+
+    Raises:
+        ValueError: if this machine has fewer bytes free.
+    """
+    with suppress(OSError):  # reading it gives the error
+        if Path(path).is_file():
+            # A line of eight bytes becomes a word of 56, and 8 bytes for the reference to it.
+            require_memory(8 * Path(path).stat().st_size, f"{path}: all words at once (--data.split hashed holds none)")
 
 
 def free_memory() -> float:

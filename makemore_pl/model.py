@@ -5,15 +5,14 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 
 import string
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from makemore_pl.checkpoint import make, read, require_tensors
+from makemore_pl.checkpoint import FromCheckpoint
 from makemore_pl.gradient import tanh
 from makemore_pl.memory import require_memory
 from makemore_pl.metrics import Evaluation, KeepMetrics, count
@@ -25,7 +24,7 @@ Init = Literal["lecture", "scaled"]
 Optimizer = Literal["adamw", "sgd"]
 
 
-class MLP(LightningModule):
+class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
     """Predicts the next character from the last `block_size` characters.
 
     Five tensors, nothing else: C (V, E), W1 (T*E, H), b1 (H), W2 (H, V), b2 (V).
@@ -218,7 +217,9 @@ class MLP(LightningModule):
         self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
 
     def predict_step(self, chunk: int | list[str], batch_idx: int) -> list[str] | list[float]:
-        # Devices take turns. Where names are rejected, every device draws every chunk, so that all agree on the count.
+        # Each rank draws some chunks; if names are rejected, every rank draws every chunk, so all agree on the count.
+        if not self.draw.missing:
+            raise StopIteration  # the Trainer takes it for the end of the loader, which cannot know how many are enough
         mine = batch_idx % self.trainer.world_size == self.global_rank
         if isinstance(chunk, list):
             return self.score(chunk) if mine else []
@@ -251,28 +252,6 @@ class MLP(LightningModule):
             return torch.optim.SGD(self.parameters(), lr, fused=True)
         betas = momentum, 1 - (1 - momentum) / 3
         return torch.optim.AdamW(self.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]
-        cls,
-        checkpoint_path: str | Path,
-        map_location: Any = None,
-        *,
-        weights_only: Literal[True] = True,
-        **hparams: Any,
-    ) -> Self:
-        """Loads a model as it was saved, but for the hyperparameters that are given. No code runs from the file.
-
-        Raises:
-            ValueError: if it is not a checkpoint of this project, or broken.
-        """
-        if not weights_only:
-            raise ValueError("weights_only is False: expected True, as no code is run from a file")
-        checkpoint = read(checkpoint_path)
-        model = make(cls, checkpoint_path, checkpoint["hyper_parameters"], hparams)
-        require_tensors(checkpoint_path, checkpoint["state_dict"], model.state_dict())
-        model.load_state_dict(checkpoint["state_dict"])
-        return model.to(map_location)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Holds a resumed run to its alphabet, and to blocks of updates or none.

@@ -1,6 +1,6 @@
 """Counting instead of learning: interpolated, modified Kneser-Ney over the same windows. Knows no Lightning.
 
-Shapes: B contexts asked for, M contexts counted, T block size (context length), V vocabulary size.
+Shapes: B contexts to predict, M contexts counted, T block size (context length), V vocabulary size.
 """
 
 import torch
@@ -11,21 +11,21 @@ from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import count_words
 
 DISCOUNT = 0.75
-"""What is taken from each count where there are too few of them to estimate it."""
+"""The amount subtracted from each count if there are too few counts to estimate it."""
 
 
 class NGram:
     """Predicts the next character from how often it came after the last T characters, and after fewer of them.
 
-    The counts after each context are discounted, and what that frees goes to the prediction of the context that is
-    shorter by one, down to the uniform distribution. A context shorter than T counts how many different characters came
-    before it and the next one, not how often (Kneser and Ney 1995). Each length has three discounts of its own (Chen
-    and Goodman 1999, "An empirical study of smoothing techniques for language modeling", section 3).
+    The counts after each context are discounted, and the probability that this frees goes to the prediction after the
+    context that is shorter by one, down to the uniform distribution. A context shorter than T counts how many different
+    characters came before it and the next one, not how often (Kneser and Ney 1995). Each length has three discounts
+    (Chen and Goodman 1999, "An empirical study of smoothing techniques for language modeling", section 3).
 
-    Like a network it takes contexts and gives logits, so whatever samples, scores and tests takes it as well.
+    Like a network it takes contexts and returns logits, so sampling, scoring and evaluation take it as well.
 
     Args:
-        X: (M, T) int64 distinct contexts, as `count_windows` gives them.
+        X: (M, T) int64 distinct contexts, as `count_windows` returns them.
         counts: (M, V) int64, how often each character came next.
     """
 
@@ -79,7 +79,7 @@ class _Order:
     Args:
         pairs: (P,) int64 context * V + next character, distinct and sorted.
         n: (P,) float64 their counts.
-        contexts: how many contexts there are.
+        contexts: the number of contexts.
         vocab_size: V.
     """
 
@@ -98,13 +98,13 @@ class _Order:
         p = p * self.freed[context, None]
         length = self.end.diff(prepend=self.end.new_zeros(1))[context]
         row = torch.repeat_interleave(length)
-        # The pairs of a context stand side by side: the last is at its end, the first `length` before.
+        # The pairs of a context are adjacent: they are the `length` pairs before its end.
         pair = torch.arange(len(row)) + (self.end[context] - length.cumsum(0))[row]
         return p.index_put((row, self.y[pair]), self.share[pair], accumulate=True)
 
 
 def discounts(n: Tensor) -> Tensor:
-    """Estimates what to take from counts of 1, 2, and 3 or more (Chen and Goodman 1999, equation 26).
+    """Estimates the discounts of counts of 1, 2, and 3 or more (Chen and Goodman 1999, equation 26).
 
     Args:
         n: (P,) counts, each 1 or more.
@@ -117,25 +117,25 @@ def discounts(n: Tensor) -> Tensor:
         return torch.full((3,), DISCOUNT, dtype=torch.float64)
     Y = n1 / (n1 + 2 * n2)
     found = [1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3]
-    return torch.tensor(found, dtype=torch.float64).clamp(min=Y)  # so that every context leaves something to others
+    return torch.tensor(found, dtype=torch.float64).clamp(min=Y)  # so that every context frees some probability
 
 
 def smooth(Y: Tensor, P: Tensor, share: float) -> Tensor:
-    """Mixes what came next with what was to be expected, as targets for a network.
+    """Mixes the characters that came next with a prediction, as targets for a network.
 
     Args:
         Y: (N,) int64 next characters, or (N, V) int64 counts of how often each came next.
-        P: (N, V) probabilities.
-        share: of P, from 0 to 1.
+        P: (N, V) predicted probabilities.
+        share: the share of the prediction, from 0 to 1.
 
     Returns:
-        (N, V) float32, whose rows sum to the windows that they stand for.
+        (N, V) float32; each row sums to its number of windows.
     """
     seen = F.one_hot(Y, P.shape[1]) if Y.ndim == 1 else Y
     return torch.lerp(seen.to(P.dtype), P * seen.sum(dim=1, keepdim=True), share).float()
 
 
 def _add_up(pairs: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct pairs, sorted, and the sums of their counts."""
+    """Returns the distinct pairs, sorted, and the sum of the counts of each."""
     distinct, place = torch.unique(pairs, return_inverse=True)
     return distinct, torch.zeros(len(distinct), dtype=n.dtype).index_add_(0, place, n)

@@ -3,9 +3,10 @@
 Shapes: B words drawn side by side, T block size (context length), V vocabulary size.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import count, takewhile
 
 import torch
 import torch.nn.functional as F
@@ -15,38 +16,39 @@ from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 from makemore_pl.windows import build_windows
 
 NextLogits = Callable[[Tensor], Tensor]
-"""Contexts (B, T) int64 -> logits (B, V): what a sampler needs to know of a model."""
+"""Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
 
 CHUNK = 2**16
-"""Words drawn side by side. A word depends on the seed and its place alone: the first of many are those of a few."""
+"""Words drawn side by side. A word depends only on the seed and its place: the first of many are those of a few."""
 
 TABLE_CONTEXTS = 2**16
-"""Up to so many contexts, V**T in all, their distributions are computed once and looked up from then on."""
+"""Up to this number of contexts, V**T in all, their distributions are computed once and looked up from then on."""
 
 WINDOWS_AT_ONCE = 2**15
-"""Windows that are scored at a time."""
+"""Windows scored at a time."""
 
 
 class Sampler:
     """Draws words character by character until the boundary comes up (makemore part 2, "sampling from the model").
 
-    Iterating gives the numbers of the chunks that make up all words, as a Trainer expects of a loader.
+    It holds options only. Iterating gives the numbers of the chunks to draw, as a Trainer expects of a loader; without
+    end if names are rejected, since only a `Draw` knows when there are enough.
 
     Args:
         num_names: how many names to draw.
         prompt: how every name begins.
         unique: no duplicates.
         novel: only names that are not in the list.
-        temperature: divides the logits: below 1 more like the list, above 1 more daring.
+        temperature: divides the logits: below 1, names are more like the list; above 1, more diverse.
         top_k: draw each character only from the N most likely; from all if omitted.
         top_p: draw each character only from the most likely that make up this share of the probability.
-        min_length: no name ends before it has this many characters.
+        min_length: the fewest characters of a name.
         max_length: names are cut off at this many characters.
         seed: random seed; the same seed gives the same names, and fewer names are the first of more.
-        where: names -> the split that each is in, or `new`: `NamesDataModule.where`, for `novel`.
+        where: names -> the split of each, or `new`: `NamesDataModule.where`, for `novel`.
 
     Raises:
-        ValueError: if an option is out of its range, or the lengths contradict each other or the prompt.
+        ValueError: if an option is out of range, min_length is above max_length, or the prompt is longer than that.
     """
 
     def __init__(
@@ -86,7 +88,6 @@ class Sampler:
         self.max_length = max_length
         self.seed = seed
         self.where = where
-        self.missing = num_names  # how many are still to come, where some are passed over
 
     @property
     def batch_size(self) -> int:
@@ -95,14 +96,14 @@ class Sampler:
 
     @property
     def is_picky(self) -> bool:
-        """Whether names are rejected, so that the number of draws is not known beforehand."""
+        """Whether names are rejected, so that the number of chunks is not known beforehand."""
         return self.unique or self.novel
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
         """Returns the ids of the prompt.
 
         Raises:
-            ValueError: if it holds a character that the vocabulary does not.
+            ValueError: if it holds a character that is not in the vocabulary.
         """
         try:
             return vocabulary.encode(self.prompt)
@@ -110,15 +111,11 @@ class Sampler:
             raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
 
     def __iter__(self) -> Iterator[int]:
-        self.missing = self.num_names
-        for number in count():
-            if self.missing <= 0 if self.is_picky else number * CHUNK >= self.num_names:
-                return
-            yield number
+        return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
 
 
 class Draw:
-    """A sampler and a model, ready to draw.
+    """Draws the words of a sampler from a model, once. `missing` counts the names still to come if some are rejected.
 
     Args:
         sampler: what to draw.
@@ -128,7 +125,7 @@ class Draw:
         device: where `next_logits` computes.
 
     Raises:
-        ValueError: if the prompt holds a character that the vocabulary does not, or `novel` has no list to look in.
+        ValueError: if the prompt holds a character that is not in the vocabulary, or `novel` has no `where`.
     """
 
     def __init__(
@@ -141,8 +138,9 @@ class Draw:
     ) -> None:
         self.prompt = sampler.encode_prompt(vocabulary)
         if sampler.novel and sampler.where is None:
-            raise ValueError("novel compares with a list: give `where`, that of a NamesDataModule")
+            raise ValueError("novel compares names with a list; pass `where`, that of a NamesDataModule")
         self.sampler = sampler
+        self.missing = sampler.num_names
         self.next_logits = next_logits
         self.vocabulary = vocabulary
         self.block_size = block_size
@@ -163,11 +161,11 @@ class Draw:
 
     @torch.no_grad()
     def cdf(self, context: Tensor, may_end: bool) -> Tensor:
-        """The cumulative next-character distributions (B, V) of contexts (B, T), up to rounding of their total."""
+        """Computes the cumulative distributions (B, V) of the next character after contexts (B, T), up to rounding."""
         logits = self.next_logits(context).float()
         if not may_end:
             logits[:, BOUNDARY].fill_(-torch.inf)
-        temperature = min(max(self.sampler.temperature, 1e-30), 1e30)  # others would be 0 or infinite in float32
+        temperature = min(max(self.sampler.temperature, 1e-30), 1e30)  # beyond, it is 0 or infinite in float32
         logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
         if self.sampler.top_k is not None:
             least = logits.topk(min(self.sampler.top_k, logits.shape[1])).values[:, -1:]
@@ -175,26 +173,26 @@ class Draw:
         probabilities = torch.softmax(logits, dim=1)
         if self.sampler.top_p < 1:
             likeliest, place = probabilities.sort(dim=1, descending=True, stable=True)
-            spare = likeliest.cumsum(dim=1) - likeliest >= self.sampler.top_p  # enough without this one
+            spare = likeliest.cumsum(dim=1) - likeliest >= self.sampler.top_p  # the likelier ones are enough
             spare[:, 0].fill_(False)  # also where top_p is 0 in float32
             probabilities = probabilities.masked_fill(torch.zeros_like(spare).scatter(1, place, spare), 0.0)
         return probabilities.cumsum(dim=1)
 
     def chunk(self, number: int) -> list[str]:
-        """Draws one chunk. Chunks can be drawn in any order, on any device."""
-        return (
-            self.pick(number) if self.sampler.is_picky else self.draw(number, self.sampler.num_names - number * CHUNK)
-        )
+        """Draws one chunk. Unless names are rejected, chunks can be drawn in any order, on any device."""
+        if self.sampler.is_picky:
+            return self.pick(number)
+        return self.draw(number, self.sampler.num_names - number * CHUNK)
 
     def pick(self, number: int) -> list[str]:
-        """Draws one chunk and keeps the names that are unique or novel; the chunks must come in order.
+        """Draws one chunk and keeps the names that are unique or novel; the chunks must be drawn in order.
 
         Raises:
-            ValueError: if no name of a whole chunk is.
+            ValueError: if it keeps no name of a whole chunk.
         """
         sampler, kept, drawn = self.sampler, list[str](), 0
-        for size in (8 * sampler.missing, CHUNK):  # a few of the chunk often hold enough
-            if not sampler.missing:
+        for size in (8 * self.missing, CHUNK):  # the first few of the chunk are often enough
+            if not self.missing:
                 break
             names = self.draw(number, size)[drawn:]
             drawn += len(names)
@@ -203,15 +201,15 @@ class Draw:
             if sampler.novel:
                 assert sampler.where is not None
                 names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
-            names = names[: sampler.missing]
-            sampler.missing -= len(names)
+            names = names[: self.missing]
+            self.missing -= len(names)
             self.seen.update(names if sampler.unique else ())
             kept += names
         if drawn == CHUNK and not kept:
             asked = " and ".join(name for name in ("unique", "novel") if getattr(sampler, name))
             raise ValueError(
-                f"{sampler.num_names - sampler.missing:,} of {sampler.num_names:,} names: no other {asked} one among "
-                f"{CHUNK:,} drawn; ask for fewer, or for more daring ones (temperature, top_k, top_p, max_length)"
+                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {asked} one among "
+                f"{CHUNK:,} drawn; lower num_names, or raise temperature, top_k, top_p or max_length"
             )
         return kept
 
@@ -224,17 +222,17 @@ class Draw:
             context = torch.full((B,), sum(x * V**t for t, x in enumerate(reversed(start))), device=device)  # numbers
         else:
             context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
-        alive = torch.arange(B, device=device)  # the words that have not met the boundary
+        alive = torch.arange(B, device=device)  # the words that have not reached the boundary
         columns = [torch.full((B,), token, device=device) for token in self.prompt]
         while len(columns) < self.sampler.max_length and len(alive):
-            # A string as the seed mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
+            # Seeding with a string mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
             seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
             u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
             token, context = self.step(context, u, may_end=len(columns) >= self.sampler.min_length)
             columns.append(torch.zeros(B, dtype=torch.int64, device=device).index_copy_(0, alive, token))
-            # The only time that the host waits for the device: once per character of a chunk.
-            goes_on = token.nonzero()[:, 0]
-            alive, context = alive.index_select(0, goes_on), context.index_select(0, goes_on)
+            # The host waits for the device here only: once per character of a chunk.
+            unfinished = token.nonzero()[:, 0]
+            alive, context = alive.index_select(0, unfinished), context.index_select(0, unfinished)
         columns.append(torch.zeros(B, dtype=torch.int64, device=device))
         ids = torch.stack(columns, dim=1).cpu()
         lengths = ids.count_nonzero(dim=1)
@@ -246,14 +244,14 @@ class Draw:
         Args:
             context: (B, T) int64, or their numbers (B,) int64 where there is a table.
             u: (B,) uniform random numbers in [0, 1).
-            may_end: whether the boundary may come up. As a list holds no empty words, it may not at first.
+            may_end: whether the boundary may come up; not at first, since a list holds no empty words.
 
         Returns:
             The characters (B,) int64 and the contexts that follow.
         """
         V = len(self.vocabulary)
         cdf = F.embedding(context, self.table(may_end)) if self.looks_up else self.cdf(context, may_end)
-        # A u close to 1 may round up to the total: then it is the last character that has a share.
+        # A u close to 1 may round up to the total: then take the last character with a probability above 0.
         target = torch.minimum(u * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.zeros_like(u)))
         token = torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
         if self.looks_up:
@@ -262,7 +260,7 @@ class Draw:
 
     def names(self) -> Iterator[str]:
         """Draws all names, one after the other."""
-        for number in self.sampler:
+        for number in takewhile(lambda _: self.missing, self.sampler):
             yield from self.chunk(number)
 
 
@@ -287,7 +285,7 @@ def score_words(
         (N,) float64 natural logarithms, on the CPU.
 
     Raises:
-        ValueError: if a word holds a character that the vocabulary does not.
+        ValueError: if a word holds a character that is not in the vocabulary.
     """
     X, Y = build_windows(words, vocabulary, block_size)
     parts = [torch.zeros(0, dtype=torch.float64)]

@@ -9,7 +9,7 @@ BOUNDARY = 0
 
 
 class Vocabulary:
-    """The characters a model knows, numbered from 1 in sorted order; 0 is the boundary.
+    """The characters of a model, numbered from 1 in sorted order; 0 is the boundary.
 
     The boundary is an id and not a character, so words may contain a `.` of their own.
 
@@ -29,7 +29,7 @@ class Vocabulary:
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> "Vocabulary":
-        """Collects the characters that occur in `words`."""
+        """Makes the vocabulary of the characters in `words`."""
         return cls("".join(sorted(set("".join(words)))))
 
     def __len__(self) -> int:
@@ -81,7 +81,7 @@ class Vocabulary:
 
         code_points = _code_points("".join(words))
         highest = ord(self.characters[-1]) if self.characters else 0
-        table = torch.zeros(highest + 2, dtype=torch.int64)  # the last entry stands for everything above
+        table = torch.zeros(highest + 2, dtype=torch.int64)  # the last entry is for all higher code points
         table[_code_points(self.characters)] = torch.arange(1, len(self))
         ids = table[code_points.clamp(max=highest + 1)]
         if not ids.all():
@@ -93,7 +93,7 @@ class Vocabulary:
 
     def decode_words(self, stream: Tensor) -> list[str]:
         """Returns the words of a stream made by `encode_words`."""
-        end = next(i for i in range(len(self)) if chr(i) not in self.stoi)  # a character that no word holds
+        end = next(i for i in range(len(self)) if chr(i) not in self.stoi)  # a character that is in no word
         table = torch.cat([torch.tensor([end]), _code_points(self.characters)]).to(torch.int32)
         text = table[stream].numpy().tobytes().decode("utf-32-le", "surrogatepass")
         return text.split(chr(end))[:-1]
@@ -101,6 +101,6 @@ class Vocabulary:
 
 def _code_points(text: str) -> Tensor:
     """Returns the Unicode code points of a text, (len(text),) int64."""
-    # "surrogatepass": a str from Python may hold lone surrogates, and then they are characters like others.
+    # "surrogatepass": a str may hold lone surrogates, which are then characters like others.
     raw = bytearray(text.encode("utf-32-le", "surrogatepass"))
     return torch.frombuffer(raw, dtype=torch.int32).to(torch.int64) if raw else torch.zeros(0, dtype=torch.int64)

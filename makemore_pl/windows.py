@@ -30,12 +30,11 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
         X (N, T) int64 contexts and Y (N,) int64 next characters.
 
     Raises:
-        ValueError: if block_size < 1 or beyond this machine's memory, or a character is not in the vocabulary.
+        ValueError: if block_size < 1, or a character is not in the vocabulary.
     """
     if block_size < 1:
         raise ValueError(f"block_size is {block_size}: expected 1 or more")
     Y = vocabulary.encode_words(words)
-    require_memory(8 * len(Y) * block_size, f"windows of {block_size:,} characters")
     X = torch.zeros(len(Y), block_size, dtype=torch.int64)
     # The column t is the column to its right, one step earlier, cut off where the word begins.
     begins = torch.zeros(len(Y), dtype=torch.bool)
@@ -67,38 +66,47 @@ def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor
 
     Returns:
         The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) int64.
+
+    Raises:
+        ValueError: if the counts would not fit into memory.
     """
     contexts, row = _group(X, vocab_size)
-    require_memory(16 * len(contexts) * vocab_size, f"the counts of {len(contexts):,} contexts")
+    _require_memory(2, contexts, vocab_size)
     counts = torch.bincount(row * vocab_size + Y, minlength=len(contexts) * vocab_size)
     return contexts, counts.view(-1, vocab_size)
 
 
 def add_counts(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Adds up two results of `count_windows`: that of all their windows together."""
+    """Adds two results of `count_windows`: returns the result for all their windows."""
     contexts, counts = align_counts(first, second)
     return contexts, counts[0] + counts[1]
 
 
 def align_counts(*counted: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Gives several results of `count_windows` the same contexts, so that one forward pass serves them all.
+    """Gives several results of `count_windows` the same contexts, so that one forward pass is enough for all.
 
     Returns:
         The contexts that occur in any of them (M, T), and for each its counts (M, V), zero where it lacks a context.
 
     Raises:
-        ValueError: if that is beyond this machine's memory.
+        ValueError: if the counts would not fit into memory.
     """
     V = counted[0][1].shape[1]
     contexts, row = _group(torch.cat([X for X, _ in counted]), V)
     rows = torch.split(row, [len(X) for X, _ in counted])
-    require_memory(8 * (len(counted) + 2) * len(contexts) * V, f"the counts of {len(contexts):,} contexts")
+    _require_memory(len(counted) + 2, contexts, V)
     empty = torch.zeros(len(contexts), V, dtype=torch.int64)
     return contexts, [empty.index_copy(0, row, counts) for row, (_, counts) in zip(rows, counted, strict=True)]
 
 
+def _require_memory(copies: int, contexts: Tensor, vocab_size: int) -> None:
+    # The one check of memory that is not at the edge: only here is the number of distinct contexts known. The number of
+    # windows, its upper bound, would refuse most long lists, which fit.
+    require_memory(8 * copies * len(contexts) * vocab_size, f"the counts of {len(contexts):,} contexts")
+
+
 def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
-    """Counts the windows of any number of words, part by part, without ever holding them all.
+    """Counts the windows of any number of words, part by part, without holding them all.
 
     Returns:
         What `count_windows` gives for `build_windows` of all words.
@@ -112,13 +120,13 @@ def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -
 
 
 def _group(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Numbers the distinct rows of X (N, T) in lexicographic order: gives those (M, T), and the row of each (N,)."""
+    """Returns the distinct rows of X (N, T) in lexicographic order (M, T), and the place of each among them (N,)."""
     key, keys = torch.zeros(len(X), dtype=torch.int64), 1
     for x in X.unbind(1):
         if keys > 2**62 // vocab_size:  # a further character would not fit into 64 bits: renumber what there is
             key, keys = torch.unique(key, return_inverse=True)[1], len(X)
         key, keys = key * vocab_size + x, keys * vocab_size
-    if keys <= max(len(X), 2**16):  # few enough to tick off, which is faster than sorting
+    if keys <= max(len(X), 2**16):  # few enough for a table, which is faster than sorting
         seen = torch.zeros(keys, dtype=torch.int64)
         seen[key] = 1
         row = (seen.cumsum(0) - 1)[key]

@@ -1,37 +1,33 @@
-"""A file of words, one a line -> the words, and their split into train, validation and test."""
+"""A file of words, one a line -> the words, whole or piece by piece."""
 
 import codecs
-import hashlib
 import operator
-import random
 import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
-
-from makemore_pl.memory import require_memory
 
 PIECE = 2**24
 """Bytes of a list that are read at a time: a few million words."""
 
 LONGEST_LINE = 2**24
-"""Bytes that a line may have, with the space around its word: no more than that is read in search of its end."""
+"""The most bytes of a line, including the space around its word: a longer one is not read to its end."""
 
 CONTROLS = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n\r")))
-"""Control characters, none of which a list may hold; tabs and the ends of lines are another matter."""
+"""The ASCII control characters that a list may not hold anywhere; tabs and line ends have rules of their own."""
 
 MISPLACED = re.compile(rb"[%b]|\r(?!\n)|\xc2[\x80-\x84\x86-\x9f]" % re.escape(CONTROLS))
-"""The same in UTF-8, with a carriage return that ends no line and the controls above ASCII, but for U+0085."""
+"""In UTF-8: those, a carriage return that ends no line, and the control characters above ASCII except U+0085."""
+
+STREAM = "<stdin>"
+"""The path that a checkpoint keeps for a list that was read from a pipe and cannot be read again."""
 
 Normalization = Literal["NFC", "none"]
 """The Unicode form of words: é as one character, or as it is in the file."""
-
-Split = tuple[list[str], list[str], list[str]]
-"""The words of train, validation and test."""
 
 
 def shipped(name: str) -> Path:
@@ -40,11 +36,24 @@ def shipped(name: str) -> Path:
     return inside if inside.exists() else inside.parent.with_name(name)
 
 
-class Mistake(Exception):
-    """What is wrong with a piece of a list, and at which of its bytes."""
+def is_stream(path: str | Path) -> bool:
+    """Whether a list can be read only once: stdin (`-`), a pipe, a device."""
+    path = Path(path)
+    if str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/")):
+        return True  # also if they lead to a file: in another process they lead elsewhere
+    return str(path) in ("-", STREAM) or (path.exists() and not path.is_file() and not path.is_dir())
 
-    def __init__(self, place: int, what: str) -> None:
-        super().__init__(what)
+
+class Mistake(Exception):
+    """A mistake in a piece of a list.
+
+    Args:
+        place: the byte of the piece at which it is.
+        message: the mistake.
+    """
+
+    def __init__(self, place: int, message: str) -> None:
+        super().__init__(message)
         self.place = place
 
 
@@ -54,22 +63,11 @@ def read_words(
     max_word_length: int = 1000,
     changed: Counter[str] | None = None,
 ) -> list[str]:
-    """Reads a list of words, one a line, in UTF-8; blank lines and space around words do not count.
-
-    Args:
-        path: the list; `-` for stdin.
-        normalization: the Unicode form that the words are put into; `none` to leave them as they are.
-        max_word_length: characters that a word may have.
-        changed: counts what was not taken as it stands.
+    """Reads all words of a list; the options are those of `read_pieces`.
 
     Raises:
-        ValueError: if the file cannot be read, is not UTF-8, holds a control character, a word too long or no word, or
-            its words are beyond this machine's memory.
+        ValueError: as `read_pieces`, or if there is no word.
     """
-    with suppress(OSError):  # which is said below
-        if Path(path).is_file():
-            # A line of eight bytes becomes a word of 56, and of 8 for its place.
-            require_memory(8 * Path(path).stat().st_size, f"{path}: all words at once (--data.split hashed holds none)")
     words = [word for piece in read_pieces(path, 0, 1, normalization, max_word_length, changed) for word in piece]
     if not words:
         raise ValueError(f"{path}: no words in this list; expected one a line")
@@ -84,21 +82,23 @@ def read_pieces(
     max_word_length: int = 1000,
     changed: Counter[str] | None = None,
 ) -> Iterator[list[str]]:
-    """Reads a list as `read_words` does, piece by piece, so that it may be larger than memory.
+    """Reads a list of words, one a line, in UTF-8, piece by piece: it may be larger than memory.
+
+    Blank lines, and the space around a word, are dropped.
 
     Args:
-        path: the list.
-        rank: which of several readers this is; each gets pieces of its own, and skips those of the others.
-        world_size: how many readers there are.
-        normalization: the Unicode form that the words are put into.
-        max_word_length: characters that a word may have.
-        changed: counts what was not taken as it stands.
+        path: the list; `-` for stdin.
+        rank: the number of this reader among several; each reads some of the pieces and skips the others.
+        world_size: the number of readers.
+        normalization: the Unicode form that the words are put into; `none` leaves them as they are.
+        max_word_length: the most characters of a word.
+        changed: counts the words that differ from their lines, and the blank lines.
 
     Yields:
         The words of each piece, possibly none.
 
     Raises:
-        ValueError: as `read_words` does, but for a list without a word.
+        ValueError: if the file cannot be read, is not UTF-8, or holds a control character or a word that is too long.
     """
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r}: cannot read this word list (its name holds a NUL)")
@@ -135,18 +135,25 @@ def read_pieces(
 def split_piece(
     raw: bytes, is_first: bool, normalization: Normalization, max_word_length: int, changed: Counter[str]
 ) -> list[str]:
-    """Returns the words of some lines. What most lists are without is looked for in all lines at once.
+    """Returns the words of some whole lines. Rare cases are looked for in the text as a whole, which is fast.
+
+    Args:
+        raw: the lines, in UTF-8.
+        is_first: whether the list begins here, possibly with a byte order mark.
+        normalization: as in `read_pieces`, like the others.
+        max_word_length: as there.
+        changed: as there.
 
     Raises:
-        Mistake: if there is one.
+        Mistake: if the lines cannot be used.
     """
     if is_first and (raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or raw[:2].count(0) == 1):
         raise Mistake(0, "this looks like UTF-16; save the list as UTF-8 and try again")
     try:
         text = raw.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
-        what = f"0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
-        raise Mistake(error.start, what) from None
+        message = f"0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
+        raise Mistake(error.start, message) from None
     if (len(raw.translate(None, CONTROLS)) < len(raw) or raw.count(b"\r") > raw.count(b"\r\n") or b"\xc2" in raw) and (
         match := MISPLACED.search(raw)
     ):
@@ -172,8 +179,8 @@ def split_piece(
     if _has_longer_line(text, max_word_length):
         wrong = next((word for word in words if len(word) > max_word_length), None)
         if wrong is not None:
-            what = f"a word of {len(wrong):,} characters; expected at most {max_word_length:,} (max_word_length)"
-            raise Mistake(_place(wrong, text, raw), what)
+            message = f"a word of {len(wrong):,} characters; expected at most {max_word_length:,} (max_word_length)"
+            raise Mistake(_place(wrong, text, raw), message)
 
     if normalization != "none" and not (text.isascii() or unicodedata.is_normalized(normalization, text)):
         normalized = [normalize(word, normalization) for word in words]
@@ -188,12 +195,12 @@ def normalize(text: str, normalization: Normalization) -> str:
 
 
 def _place(word: str, text: str, raw: bytes) -> int:
-    """The byte of the piece at which a word of it begins, the first one with what is wrong about it."""
-    return len(raw) - len(text[text.index(word) :].encode())  # from the end: the beginning may lack its mark
+    """Returns the byte of the piece at which a word begins, the first one with this mistake."""
+    return len(raw) - len(text[text.index(word) :].encode())  # from the end, since the text has no byte order mark
 
 
 def _has_longer_line(text: str, length: int) -> bool:
-    """Whether any line is longer than so many characters: hops over them from one line feed to a far one."""
+    """Whether any line has more characters: jumps from one line feed to the last one within that length."""
     start = 0
     while len(text) - start > length:
         end = text.rfind("\n", start, start + length + 1)
@@ -201,79 +208,3 @@ def _has_longer_line(text: str, length: int) -> bool:
             return True
         start = end + 1
     return False
-
-
-def split_words(words: Sequence[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42) -> Split:
-    """Shuffles the words and cuts them into train, validation and test (the lecture's 80/10/10).
-
-    Args:
-        words: the words, in the order of the list.
-        train_fraction: the share of the words to train on.
-        val_fraction: the share to validate on; what is left is for the test.
-        seed: of `random.Random`, as in the lecture.
-
-    Returns:
-        Three lists that hold every word once.
-
-    Raises:
-        ValueError: if the fractions are not in range, or a split with a share gets no word.
-    """
-    held = check_shares(train_fraction, val_fraction)
-    shuffled = list(words)
-    random.Random(seed).shuffle(shuffled)
-    first, second = int(train_fraction * len(words)), int(held * len(words))
-    splits = shuffled[:first], shuffled[first:second], shuffled[second:]
-    shares = {"train": train_fraction, "validation": val_fraction, "test": 1 - held}
-    for (name, share), split in zip(shares.items(), splits, strict=True):
-        if share > 0 and not split:
-            raise ValueError(
-                f"{len(words)} words are too few: {share:.0%} for {name} is not one word; "
-                "give more words or other fractions (train_fraction 1 and val_fraction 0 hold none back)"
-            )
-    return splits
-
-
-def hash_words(words: Iterable[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42) -> Split:
-    """Sends each word to train, validation or test by a hash of its characters.
-
-    Where a word goes depends on no other word, so equal words go together, and a list can be split piece by piece.
-
-    Args:
-        words: any of the words.
-        train_fraction: the share of distinct words to train on, on average.
-        val_fraction: the share to validate on; what is left is for the test.
-        seed: another one, another split.
-
-    Returns:
-        Three lists, each in the order of the words.
-
-    Raises:
-        ValueError: if the fractions are not in range.
-    """
-    held = check_shares(train_fraction, val_fraction)
-    if train_fraction == 1:
-        return list(words), [], []
-    splits: Split = ([], [], [])
-    # The first bytes of a hash, read as digits of a number in [0, 1), compare as that number does.
-    first, second = (int(share * 2**64).to_bytes(9, "big") for share in (train_fraction, held))
-    seeded = hashlib.blake2b(f"{seed} ".encode(), digest_size=8)
-    for word in words:
-        digest = seeded.copy()
-        digest.update(word.encode("utf-8", "surrogatepass"))
-        place = b"\0" + digest.digest()
-        splits[(place >= first) + (place >= second)].append(word)
-    return splits
-
-
-def check_shares(train_fraction: float, val_fraction: float) -> float:
-    """Returns the share of words that are not for the test.
-
-    Raises:
-        ValueError: if the fractions are not in range.
-    """
-    held = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
-    if not (0 < train_fraction <= 1 and val_fraction >= 0 and held <= 1):
-        raise ValueError(
-            f"train_fraction {train_fraction:g} and val_fraction {val_fraction:g}: expected shares of 1, train above 0"
-        )
-    return held

@@ -37,12 +37,18 @@ def run(*command, **options):
 
 
 def requirements(oldest):
-    """The dependencies of pyproject.toml and its extras, without torch; `>=X` as `==X` for the oldest."""
+    """The dependencies of pyproject.toml and its extras, without torch.
+
+    For the oldest `>=X` becomes `==X`; for the newest Lightning has no upper bound, so that its next minor release is
+    tried before the bound is raised.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = sum(project["optional-dependencies"].values(), project["dependencies"])
     names = [re.match(r"[\w.-]+", line)[0].lower().replace("-", "_") for line in lines]
     lines = [line for name, line in zip(names, lines, strict=True) if name not in ("torch", project["name"])]
-    return [re.sub(r">=\s*([\w.]+)(\s*,[^;]*)?", r"==\1", line) if oldest else line for line in lines]
+    if not oldest:
+        return [re.sub(r",<[\w.]+", "", line) if line.startswith("lightning") else line for line in lines]
+    return [re.sub(r">=\s*([\w.]+)(\s*,[^;]*)?", r"==\1", line) for line in lines]
 
 
 def make_environment(name):

@@ -12,9 +12,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from makemore_pl import MLP, NamesDataModule
+from makemore_pl import MLP, NamesDataModule, sampling
 from makemore_pl.commands.predict import NamesWriter, Request
-from makemore_pl.sampling import CHUNK
 
 MODEL = {"hidden_size": 17, "embedding_dim": 5}
 CASES = {
@@ -30,7 +29,8 @@ CASES = {
 }
 STEPS = 20
 RESUMED = {"batch_size": 78}, {"schedule": "constant"}
-SAMPLER = {"num_names": 3 * CHUNK + 100, "max_length": 3}
+SAMPLER = {"num_names": 3 * sampling.CHUNK + 100, "max_length": 3}
+UNIQUE = {"num_names": 1000, "max_length": 3, "unique": True}
 
 
 class Witness(Callback):
@@ -86,9 +86,9 @@ def train(folder, ranks, precision, data, model, max_steps=STEPS, ckpt_path=None
     trainer(folder, ranks, precision, callbacks, max_steps).fit(model, data, ckpt_path=ckpt_path, weights_only=True)
 
 
-def predict(folder, ranks):
+def predict(folder, ranks, options):
     folder.mkdir(parents=True)
-    request = Request(**SAMPLER)
+    request = Request(**options)
     with (folder / "names.txt").open("w") as file, redirect_stdout(file):
         trainer(folder, ranks, callbacks=[NamesWriter(request)]).predict(MLP(), request, return_predictions=False)
 
@@ -107,4 +107,7 @@ if __name__ == "__main__":
         last = folder / "last.ckpt"
     train(root / "never stopped", 1, "64-true", *RESUMED)
     for ranks in (1, 3):
-        predict(root / "names" / str(ranks), ranks)
+        predict(root / "names" / str(ranks), ranks, SAMPLER)
+    sampling.CHUNK = 256  # the unique names are in several chunks
+    for ranks in (1, 3):
+        predict(root / "unique" / str(ranks), ranks, UNIQUE)

@@ -228,7 +228,7 @@ def test_a_list_may_come_from_a_pipe(name, call, piped):
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     assert call("fit", "--data.path", piped("-"), *QUICK)[0] == 0
-    gone = "error: the list of this run came from stdin, which is read once: name a file with --data.path"
+    gone = "error: the list of this run came from stdin, which is read once; name a file with --data.path"
     status, _, err = call("validate")
     assert (status, err.split("\n")[1:]) == (2, [gone, ""])
     assert call("test", "--data.path", towns[0])[0] == 0
@@ -242,7 +242,7 @@ def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     only = "error: a list from stdin is read by one process: save it to a file, or --trainer.devices 1\n"
     assert (status, err) == (2, only)
     status, _, err = call("fit", "--data.path", "-", "--data.split", "hashed")
-    assert (status, err) == (2, "error: -: a list in pieces is read more than once, so it must be a file\n")
+    assert (status, err) == (2, "error: -: a list in pieces is read more than once; save it to a file\n")
 
 
 def test_a_resumed_fit_goes_on(folder, call):
@@ -250,14 +250,17 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert call("fit", *words, *QUICK)[0] == 0
     status, _, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last", "--model.lr", 0.5)
     assert status == 0, err
-    assert err.startswith("resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n50 words (40 train")
+    assert err.startswith(
+        "resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n"
+        "changed: max_steps 6 instead of 4, lr 0.5 instead of 0.04\n50 words (40 train"
+    )
     assert not Path("lightning_logs/version_1").exists()
     resumed = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 6
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
-    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 6, err
+    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 7, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")
@@ -352,6 +355,28 @@ def test_epochs_can_be_counted_instead_of_steps(folder, call):
     assert last["global_step"] > 2
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+@pytest.mark.parametrize("root", ["my out", "it's", '"$HOME"', "-out", "a;b&c"])
+def test_printed_commands_can_be_pasted(root, folder, call):
+    status, names, err = call("fit", "--data.num_words", 50, *QUICK, f"--trainer.default_root_dir={root}")
+    assert status == 0, err
+    (names_line,) = re.findall(r"(?m)^more names: (.*)$", err)
+    (curves_line,) = re.findall(r"(?m)^the curves: (.*)$", err)
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python").symlink_to(sys.executable)
+    (folder / "bin" / "tensorboard").write_text('#!/bin/sh\ntest "$1" = --logdir && ls "$2"\n')
+    (folder / "bin" / "tensorboard").chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    pasted = [
+        subprocess.run(line, shell=True, env=environment, text=True, capture_output=True, timeout=300)
+        for line in (names_line, curves_line)
+    ]
+    assert [done.stdout for done in pasted] == [names, "version_0\n"], pasted
+
+
 @pytest.mark.parametrize(
     ("flags", "dtype", "steps"),
     [
@@ -403,8 +428,8 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         ),
         (
             ["fit", "--data.num_words", "5"],
-            "5 words are too few: 10% for validation is not one word; give more words or other fractions "
-            "(train_fraction 1 and val_fraction 0 hold none back)",
+            "10% of 5 words leaves no validation word; add words or raise val_fraction "
+            "(train_fraction 1 and val_fraction 0 hold no words back)",
         ),
         (["fit", "--model.block_size", "0"], "--model.block_size 0: expected 1 or more"),
         (["fit", "--model.lr", "fast"], "--model.lr fast: expected a number"),
@@ -421,17 +446,18 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--ckpt_path", "/dev/zero"], "--ckpt_path /dev/zero: is not a file, but a device"),
         (["fit", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
         (["predict", "--config", "null.yaml"], "--config: trainer is None: expected names with values"),
-        (["fit", "--config", "empty_model.yaml"], "--config: model is null: expected names with values"),
+        (["fit", "--config", "empty_model.yaml"], 'Key "model.block_size" not found'),
+        (["fit", "--trainer.devices", "[0,0]", "--trainer.accelerator", "cpu"], "`devices` selected with `CPUAcc"),
         (["fit", "--config", "nul.yaml"], "'a\\x00b': cannot read this word list (its name holds a NUL)"),
         (
             ["fit", "--trainer.default_root_dir", "http://127.0.0.1:1/x"],
-            "http://127.0.0.1:1/x: is a URL, and nothing is downloaded",
+            "--trainer.default_root_dir http://127.0.0.1:1/x: is a URL; name a folder",
         ),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint found: looked in lightning_logs/version_*/checkpoints, checkpoints"),
         (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
         (["predict", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt: not a checkpoint of makemore_pl"),
-        (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted goes with all rows at once"),
+        (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted needs all rows at once"),
         (["fot"], "unknown command fot: did you mean fit?"),
         (["train"], "unknown command train: did you mean fit?"),
         (["flt"], "unknown command flt: did you mean fit?"),

@@ -9,7 +9,7 @@ from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule, Vocabulary, memory, wordlist
 from makemore_pl.commands.export import export
-from makemore_pl.wordlist import hash_words
+from makemore_pl.split import hash_words
 
 
 def test_the_splits_are_the_windows_of_the_lecture(names):
@@ -93,7 +93,7 @@ def test_both_views_of_smoothed_targets_have_one_loss():
 def test_copies_of_a_word_stay_together(names):
     words = names[:1000] + names[:500] + names[:10]
     data = NamesDataModule(unique=True, num_words=None)
-    data._list = words
+    data.list.all_words = words
     splits = data.splits
     assert sum(map(Counter, splits.values()), Counter()) == Counter(words)
     assert not set(splits["train"]) & set(splits["val"]) | set(splits["val"]) & set(splits["test"])
@@ -103,11 +103,31 @@ def test_copies_of_a_word_stay_together(names):
         assert list(dict.fromkeys(split)) == expected
 
 
+def test_a_list_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "list.txt"
+    path.write_text("emma\n" * 1000)
+    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000 - 1)
+    with pytest.raises(ValueError, match=r"list.txt: all words at once \(--data.split hashed holds none\) would take "):
+        NamesDataModule(str(path)).setup("fit")
+    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000)
+    assert NamesDataModule(str(path)).words == ["emma"] * 1000
+
+
+@pytest.mark.parametrize("options", [{}, {"counted": False}, {"split": "hashed"}])
+def test_windows_beyond_memory_are_refused(options, names, tmp_path, monkeypatch):
+    (tmp_path / "list.txt").write_text("\n".join(names[:300]))
+    monkeypatch.setattr(memory, "LITTLE", 0)
+    monkeypatch.setattr(memory, "free_memory", lambda: 10**5)  # 8 bytes for each of 1,800 x 100 characters
+    with pytest.raises(ValueError, match=r"windows of 100 characters would take 0\.\d+ GB of memory"):
+        NamesDataModule(str(tmp_path / "list.txt"), block_size=100, **options).setup("fit")
+
+
 def test_smoothed_targets_beyond_memory_are_refused(names, monkeypatch):
     monkeypatch.setattr(memory, "LITTLE", 0)
     monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
     data = NamesDataModule(num_words=400, counted=False, smoothing=0.5)
-    data._list = names  # that is not what memory is too small for
+    data.list.all_words = names  # that is not what memory is too small for
     with pytest.raises(ValueError, match="targets smoothed by counting would take"):
         data.setup("fit")
 
@@ -124,7 +144,7 @@ def teacher(tmp_path):
 def test_half_of_what_a_taught_network_expects_is_its_teachers(counted, teacher):
     path, tensors = teacher
     data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, teacher=str(path), block_size=2)
-    with pytest.raises(ValueError, match=r"teacher .*teacher.ckpt: load its network and hand it in with learn_from"):
+    with pytest.raises(ValueError, match=r"teacher .*teacher.ckpt: load its network and pass it to learn_from"):
         data.setup("fit")
     hand_in(data)
     data.setup("fit")
@@ -172,9 +192,9 @@ def hand_in(data):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"smoothing": 0.0}, "smoothing is 0: expected more than 0 where there is a teacher"),
-        ({"block_size": 3}, "its block_size is 2, and that of the data 3"),
-        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', and that of the data 'A"),
+        ({"smoothing": 0.0}, "smoothing is 0: expected more than 0 with a teacher"),
+        ({"block_size": 3}, "its block_size is 2, that of the data 3"),
+        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', that of the data 'A"),
         ({"num_words": 300}, "trained on other words: its num_words is 400, not 300"),
         ({"split_seed": 1}, "trained on other words: its split_seed is 42, not 1"),
         ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: is a URL, and nothing is downloaded"),
@@ -194,8 +214,8 @@ def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypat
     few = ["--data.num_words", 400, "--data.teacher"]
     for flags, message in [
         (["gone.ckpt", "--data.smoothing", 1], f"{tmp_path / 'gone.ckpt'}: no such file or directory"),
-        (["teacher.ckpt"], "--data.smoothing 0: expected more than 0 where there is a teacher (null for none)"),
-        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, and that of the data 3"),
+        (["teacher.ckpt"], "--data.smoothing 0: expected more than 0 with a teacher (null for none)"),
+        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, that of the data 3"),
     ]:
         status, out, err = call("fit", *few, *flags)
         assert (status, out) == (2, "")
@@ -219,7 +239,7 @@ def test_a_list_in_pieces_gives_what_the_whole_list_gives(vocabulary, names, tmp
         data.setup("fit"), data.setup("test")
     assert in_pieces.in_pieces
     assert not whole.in_pieces
-    assert "_list" not in vars(in_pieces)  # never held
+    assert "all_words" not in vars(in_pieces.list)  # never held
     assert in_pieces.vocabulary == whole.vocabulary == Vocabulary.from_words(names)
     stoi = notebook.stoi(names)
     for split, (X, Y) in in_pieces.tensors.items():

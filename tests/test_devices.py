@@ -96,9 +96,10 @@ def test_a_run_goes_on_with_another_number_of_processes(runs):
 
 
 def test_three_processes_draw_the_names_of_one(runs):
-    one, three = ((runs / "names" / ranks / "names.txt").read_text() for ranks in "13")
-    assert one.count("\n") == ranks.SAMPLER["num_names"]
-    assert one == three
+    for folder, options in [("names", ranks.SAMPLER), ("unique", ranks.UNIQUE)]:
+        one, three = ((runs / folder / number / "names.txt").read_text() for number in "13")
+        assert one.count("\n") == options["num_names"]
+        assert one == three
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])

@@ -60,7 +60,10 @@ def test_nothing_imports_the_commands():
             assert not {module for module in ours(path) if module.startswith("commands/")}, name
 
 
-@pytest.mark.parametrize("name", ["gradient", "memory", "ngram", "sampling", "vocabulary", "windows", "wordlist"])
+PLAIN = ["gradient", "memory", "ngram", "sampling", "split", "vocabulary", "windows", "wordlist"]
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_what_is_plain_knows_no_lightning(name):
     assert not any(module.startswith("lightning") for module in imports(FILES[name]))
 

@@ -192,8 +192,7 @@ def test_no_code_runs_from_what_an_exception_left(mode, folder, checkpoint, call
     assert status == 2
     if "--trainer.enable_checkpointing" not in mode:  # which Lightning refuses by itself
         assert err.endswith(
-            "error: ./on_exception.ckpt: Lightning would resume from this checkpoint of an earlier run; "
-            "request it with --ckpt_path, or move it to another folder\n"
+            "error: on_exception.ckpt: exists, and this run would write over it; move it, or use another name\n"
         )
     assert not (folder / "canary").exists()
     assert (folder / "on_exception.ckpt").read_bytes() == hostile

@@ -155,3 +155,23 @@ def test_callbacks_of_lightning_work_or_say_in_one_line_what_they_miss(callback,
         assert re.match(last_line, err.rstrip("\n").split("\n")[-1])
     else:
         assert checkpoint()["global_step"] == 5
+
+
+AVERAGING = """
+trainer:
+  callbacks:
+    - class_path: StochasticWeightAveraging
+      init_args: {swa_lrs: 0.001, swa_epoch_start: 3, annealing_epochs: 1}
+data: {steps_per_epoch: 2}
+"""
+
+
+def test_weights_are_averaged_and_the_run_resumes(folder, call):
+    """As stock Lightning does: with the schedule of the averaging, at its learning rate."""
+    (folder / "own.yaml").write_text(AVERAGING)
+    flags = ["--config", "own.yaml", *FEW[:2], *FEW[4:], "--trainer.max_epochs"]
+    assert call("fit", *flags, 5)[0] == 0
+    status, _, err = call("fit", *flags, 8, "--ckpt_path", "last")
+    assert status == 0, err
+    assert checkpoint()["global_step"] == 16
+    assert checkpoint()["optimizer_states"][0]["param_groups"][0]["lr"] == 0.001

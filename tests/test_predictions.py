@@ -105,7 +105,7 @@ def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path
         (
             ["--sample.unique", "--sample.top_k", 1, "--sample.num_names", 5],
             1,
-            "1 of 5 names: no other unique one among 65,536 drawn; ask for fewer",
+            "1 of 5 names: no other unique one among 65,536 drawn; lower num_names",
         ),
         (
             ["--sample.novel", "--sample.prompt", "emma", "--sample.max_length", 4],

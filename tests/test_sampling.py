@@ -218,7 +218,7 @@ def test_novel_names_are_the_others_without_those_of_the_list(monkeypatch):
 
     novel = [name for name in draw(num_names=1000) if name not in {"b", "ba"}]
     assert draw(num_names=200, novel=True, where=where) == novel[:200]
-    with pytest.raises(ValueError, match="novel compares with a list"):
+    with pytest.raises(ValueError, match="novel compares names with a list"):
         draw(novel=True)
 
 
@@ -240,3 +240,14 @@ def test_at_the_highest_temperature_all_are_alike():
     n = 40_000
     found = Counter(name[0] for name in draw(num_names=n, temperature=1e300))
     assert abs(found["a"] - n / 2) < 4.5 * (n / 4) ** 0.5
+
+
+@pytest.mark.parametrize("options", [{}, {"unique": True}])
+def test_a_sampler_keeps_no_count_of_the_names(options, monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+    sampler = Sampler(num_names=20, max_length=6, **options)
+    before = vars(sampler).copy()
+    first, again = (list(Draw(sampler, coins, AB, 2).names()) for _ in range(2))
+    assert first == again
+    assert len(first) == 20
+    assert vars(sampler) == before

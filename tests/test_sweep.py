@@ -76,7 +76,7 @@ def test_mistakes_are_one_line(few, monkeypatch, capsys):
         (["--accelerator", "abacus"], "You selected an invalid accelerator name: `accelerator='abacus'`"),
         (["--storage", "nosuch://x"], "--storage nosuch://x cannot hold a study"),
         (["--storage", "few names.txt"], "--storage few names.txt cannot hold a study"),
-        (["--path", "few names.txt", "--max_steps", "4"], "holds a study with other words: name another --storage"),
+        (["--path", "few names.txt", "--max_steps", "4"], "holds a study with other words: use another --storage"),
     ]:
         sweep.sweep(1, path=None, max_steps=4) if "4" in arguments else None
         capsys.readouterr()

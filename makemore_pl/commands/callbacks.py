@@ -1,4 +1,4 @@
-"""Callbacks around training: its progress, and the end of a run that diverges."""
+"""Callbacks of the command line: settings of a process, the progress of a training, the end of one that diverges."""
 
 import math
 import sys
@@ -13,13 +13,31 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from torch import Tensor
 
+from makemore_pl.commands.messages import write_utf8
+from makemore_pl.commands.process import silence_stock_noise
 from makemore_pl.optimization import number_of_steps
 
 
-class Progress(ProgressBar):
-    """Steps, losses, speed and time left on stderr: a live bar on a terminal, a line now and then elsewhere.
+class Settings(Callback):
+    """Settings of each process of a run: spawned ones do not see the command line.
 
-    Lightning's own bars count the batches of an epoch, of which the counted view has one.
+    Args:
+        matmul_precision: of float32 products.
+    """
+
+    def __init__(self, matmul_precision: str) -> None:
+        self.matmul_precision = matmul_precision
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        silence_stock_noise()
+        write_utf8()
+        torch.set_float32_matmul_precision(self.matmul_precision)
+
+
+class Progress(ProgressBar):
+    """Steps, losses, speed and time left on stderr: a live bar on a terminal, a line every few seconds elsewhere.
+
+    Lightning's own bars count the batches of one epoch; a run is measured in steps here, and has many short epochs.
     """
 
     def __init__(self) -> None:
@@ -28,11 +46,11 @@ class Progress(ProgressBar):
         self.enabled = True
 
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first, and while one of its finders tries something."""
+        """Lightning calls this on all ranks but the first, and while a finder of its own trains."""
         self.enabled = False
 
     def enable(self) -> None:
-        """Lightning calls this after a finder has tried something."""
+        """Lightning calls this when the finder is done."""
         self.enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,24 +65,22 @@ class Progress(ProgressBar):
             self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Moves the bar; reads the losses twice a second, since that waits for the device."""
+        """Moves the bar, at most twice a second: reading the losses waits for the device."""
         if self.bar is not None and self._due(0.5, trainer):
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says a line where there is no bar, unless one was just said."""
+        """Prints a line where there is no bar, at most every five seconds."""
         if self.bar is None and self.enabled and not trainer.sanity_checking and self._due(5.0, trainer):
             steps = f"{trainer.global_step}/{self.total}" if self.total else f"{trainer.global_step}"
             print(f"step {steps}  {self._describe(trainer)}", file=sys.stderr)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the bar as it stands."""
         if self.bar is not None:
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe(trainer))
         self._stop()
 
     def on_exception(self, *_: Any) -> None:
-        """Gives the terminal back."""
         self._stop()
 
     def _stop(self) -> None:
@@ -86,22 +102,22 @@ class Progress(ProgressBar):
 
 
 class StopNotFinite(Callback):
-    """Ends a run whose loss is no finite number, and keeps it from being saved.
+    """Ends a run whose loss is not finite, before such weights are saved.
 
-    On a GPU it notices one batch late. In a block of updates it looks at the loss of the last one: once a weight is no
-    number, all later losses are none.
+    On a GPU it ends one batch late. In a block of updates it checks the loss of the last one: once a weight is not
+    finite, no later loss is.
     """
 
     def __init__(self) -> None:
         self.noted: tuple[int, Tensor, torch.Event] | None = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        """Looks at a loss: on a GPU at that of the step before, so that none waits for its own.
+        """Checks a loss: on a GPU that of the step before, so that no step waits for its own.
 
         Raises:
             ValueError: if it is not finite.
         """
-        # That of several devices is the same on all, so that all end.
+        # The mean over several devices is the same on all, so that all end.
         loss = outputs["loss"] if trainer.world_size == 1 else trainer.callback_metrics["train/loss"]
         if loss.device.type != "cuda":
             self._judge(trainer.global_step, loss.item())
@@ -114,7 +130,7 @@ class StopNotFinite(Callback):
         self.noted = trainer.global_step, value, torch.cuda.current_stream().record_event()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Looks at the weights, and at the loss of the validation that the checkpoint may follow.
+        """Checks the weights, and the validation loss that the checkpoint may follow.
 
         Raises:
             ValueError: if one is not finite.

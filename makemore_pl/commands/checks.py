@@ -1,4 +1,4 @@
-"""Flags that are refused before anything is made: Lightning would accept them, and stumble later."""
+"""Refuses flags that Lightning accepts and fails on later, before a folder is made."""
 
 import os
 
@@ -7,10 +7,10 @@ from jsonargparse import Namespace
 
 
 def refuse_numbers(trainer: Namespace) -> None:
-    """Refuses numbers that the Trainer takes and stumbles over later.
+    """Refuses numbers outside of their range.
 
     Raises:
-        ValueError: if there is one.
+        ValueError: if there is one; it names the flag and the range.
     """
     expected = {
         **dict.fromkeys(["num_nodes", "accumulate_grad_batches", "check_val_every_n_epoch"], "1 or more"),
@@ -37,10 +37,10 @@ def refuse_numbers(trainer: Namespace) -> None:
 
 
 def refuse_precision(precision: object, device: torch.device) -> None:
-    """Refuses what a device cannot compute with, of which Lightning would take something else, or torch stumble.
+    """Refuses a precision that the device does not have: Lightning would take another one, or torch fail later.
 
     Raises:
-        ValueError: if so.
+        ValueError: if so; it names a precision that the device has.
     """
     precision = {"16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}.get(str(precision), str(precision))
     if precision == "16-mixed" and device.type == "cpu":
@@ -48,4 +48,4 @@ def refuse_precision(precision: object, device: torch.device) -> None:
     if precision == "64-true" and device.type == "mps":
         raise ValueError("--trainer.precision 64-true: Apple's GPUs have no 64 bits; add --trainer.accelerator cpu")
     if precision.startswith("bf16") and device.type == "cuda" and not torch.cuda.is_bf16_supported(False):
-        raise ValueError(f"--trainer.precision {precision}: this GPU has no bfloat16; take 16-mixed or 32-true")
+        raise ValueError(f"--trainer.precision {precision}: this GPU has no bfloat16; use 16-mixed or 32-true")

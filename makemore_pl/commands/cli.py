@@ -1,59 +1,42 @@
-"""The command line: brings data, model and Trainer together.
+"""The command line: LightningCLI, wired to data, model and Trainer. What a command does is in the file of its name."""
 
-Over 300 lines: the hooks of LightningCLI are methods of one class. What they do is in the files beside this one.
-"""
-
-import os
-import re
-import shlex
 import sys
-import traceback
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from makemore_pl.checkpoint import ARCHITECTURE, refuse_url, require_tensors
+from makemore_pl.checkpoint import require_tensors
+from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
-from makemore_pl.commands.evaluate import compare
+from makemore_pl.commands.evaluate import print_comparison
 from makemore_pl.commands.export import export_average
-from makemore_pl.commands.fit import (
-    describe,
-    fit_callbacks,
-    progress,
-    report,
-    require_memory_to_train,
-    run_folder,
-)
+from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train
 from makemore_pl.commands.help import COMMANDS
-from makemore_pl.commands.lr_find import Found, find_lr
-from makemore_pl.commands.messages import fail, open_streams, say, write_utf8
-from makemore_pl.commands.parser import Parser, model_class, name_flag, trust
+from makemore_pl.commands.lr_find import lr_find
+from makemore_pl.commands.messages import open_streams, say
+from makemore_pl.commands.mistakes import in_one_line
+from makemore_pl.commands.outputs import refuse_overwriting, refuse_urls
+from makemore_pl.commands.parser import Parser, model_class, trust
 from makemore_pl.commands.predict import NamesWriter, Request
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
-from makemore_pl.commands.resume import (
-    RequestedCheckpoints,
-    avoid_requeued,
-    find_checkpoint,
-    refuse_exception_checkpoint,
-    require_resumable,
-)
+from makemore_pl.commands.recipe import LINKED, Recipe, SaveConfig, recipe
+from makemore_pl.commands.resume import RequestedCheckpoints, avoid_requeued, find_checkpoint, require_resumable
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
-from makemore_pl.comparison import show
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunFolder
-from makemore_pl.durable.interruption import ending_quietly
+from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
+from makemore_pl.durable.interruption import Interruption, ending_quietly
 from makemore_pl.durable.loopback import LocalStore
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP
 from makemore_pl.optimization import as_list
+from makemore_pl.pictures.board import Board
 
 TRAINER_DEFAULTS = {
     "max_steps": 500,
@@ -67,52 +50,58 @@ local_store = LocalStore()
 TRAINING = ["fit", "lr_find"]
 """The commands that read a list and train; the others read a checkpoint."""
 
-MAY_RAISE = ("lightning.pytorch.callbacks.", "lightning.pytorch.accelerators.", "lightning.fabric.accelerators.")
-"""Where Lightning raises errors about flags and callbacks that are not of the usual kinds."""
-
-LINKED = ["block_size", "vocabulary"]
-"""The hyperparameters that model and data share."""
-
 
 class Trainer(LightningTrainer):
-    """Lightning's Trainer with `lr_find` and `export`: LightningCLI takes the flags of a command from a method."""
+    """Lightning's Trainer with two more methods: LightningCLI takes the flags of a command from a method."""
 
-    def lr_find(self, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> Found:
-        """Finds a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
-
-        Args:
-            model: not yet trained.
-            datamodule: its data.
-            num_steps: how many learning rates to try; default 1,000, or 200 where each step takes all windows.
-        """
-        return find_lr(self, model, datamodule, num_steps)
-
-    def export(self, model: MLP, datamodule: NamesDataModule, output: str, average: list[str] | None = None) -> None:
-        """Writes the model in another format.
-
-        Args:
-            model: with its weights.
-            datamodule: its data.
-            output: a file whose ending names the format: .html, an interactive page; .onnx; .safetensors; .ckpt.
-            average: further checkpoints, of networks trained on the same words; the average of all is written.
-        """
-        export_average(model, datamodule.hparams, output, average)
+    lr_find = lr_find
+    export = export_average
 
 
-class Settings(Callback):
-    """Settings of each process of a run: spawned ones know nothing of the command line.
+def callbacks(command: str, options: Namespace) -> list[Callback]:
+    """Lists the callbacks of a command, in the order in which the Trainer calls them, after those of the user.
 
     Args:
-        matmul_precision: of float32 products.
+        command: its name.
+        options: of the command, with its callbacks, loggers and data made.
     """
+    trainer = options.trainer
+    given = as_list(trainer.callbacks)
+    fit = command == "fit"
+    saves = fit and trainer.enable_checkpointing is not False and not trainer.fast_dev_run
+    logs = fit and trainer.logger is not False and not trainer.fast_dev_run
+    bar = fit and trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given)
+    # Two: `save_last` of one saves only beside a new best, and an overfitting run has none.
+    best, last = RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")
+    ours: list[Callback | bool] = [
+        Threads(),
+        Settings(options.matmul_precision),
+        not any(isinstance(each, Watchdog) for each in given) and Watchdog(),
+        command == "predict" and NamesWriter(options.sample),
+        bar and Progress(),
+        fit and StopNotFinite(),
+        fit and Recipe(trainer),
+        # In blocks of updates the model logs the learning rate by itself.
+        logs and options.data.hparams["steps_per_execution"] == 1 and LearningRateMonitor("step"),
+        logs and options.pictures and Board(),
+        saves and CheckpointFolder(best),
+        saves and best,
+        saves and last,
+        fit and Interruption(*[best, last] * saves),
+    ]
+    return [callback for callback in ours if isinstance(callback, Callback)]
 
-    def __init__(self, matmul_precision: str) -> None:
-        self.matmul_precision = matmul_precision
 
-    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
-        silence_stock_noise()
-        write_utf8()
-        torch.set_float32_matmul_precision(self.matmul_precision)
+def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:
+    """Makes TensorBoard's logger.
+
+    Args:
+        trainer: the flags of the Trainer.
+        resumed: the checkpoint of a run that resumes, in its own folder if this logger made it.
+    """
+    root, folder = trainer.default_root_dir or ".", Path(resumed or "").parent.parent
+    version = folder.name if resumed and folder.parent == Path(root, "lightning_logs") else None
+    return RunFolder(root, "lightning_logs", version, default_hp_metric=False)
 
 
 class CLI(LightningCLI):
@@ -138,16 +127,18 @@ class CLI(LightningCLI):
             "trainer_defaults": TRAINER_DEFAULTS,
             "seed_everything_default": False,  # each generator has a seed of its own
             "auto_configure_optimizers": False,
-            "save_config_kwargs": {"overwrite": True},  # a resumed run stays in its folder
+            "save_config_callback": SaveConfig,
+            "save_config_kwargs": {"save_to_log_dir": False},
             "load_from_checkpoint_support": False,  # it would write the name of a function to call into the checkpoint
         }
         super().__init__(model, data, **ours | options)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        theirs = LightningCLI.subcommands()
-        ours = {"lr_find": {"model", "datamodule"}, "export": {"model", "datamodule"}}
-        return {name: (theirs | ours)[name] for name in COMMANDS}
+        ours = {"model", "datamodule"}
+        methods = LightningCLI.subcommands() | {"lr_find": ours, "export": ours}
+        # Nothing in a checkpoint runs, whatever a flag says, and predictions are written, not returned.
+        return {name: methods[name] | {"weights_only", "return_predictions"} for name in COMMANDS}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         parser = Parser(**kwargs)
@@ -195,8 +186,7 @@ class CLI(LightningCLI):
         for group in ("trainer", "model", "data"):
             if not isinstance(options.get(group), Namespace):
                 raise ValueError(f"--config: {group} is {options.get(group)}: expected names with values")
-        if options.trainer.default_root_dir is not None:
-            refuse_url(options.trainer.default_root_dir)
+        refuse_urls(options.trainer, "--trainer", Parser.trusted)
         self.checkpoint: dict[str, Any] | None = None
         self.same_run = command == "fit" and options.ckpt_path == "last"
         if command not in TRAINING or options.get("ckpt_path") is not None:
@@ -207,7 +197,8 @@ class CLI(LightningCLI):
         known = Namespace({f"{command}.model.{name}": sources.get(name, "") for name in LINKED})  # type: ignore[no-untyped-call]
         self.asked = parser.parse_args(args, known, defaults=False)[command]
         if self.asked.get("trainer.max_epochs") is not None and "trainer.max_steps" not in self.asked:
-            options.trainer.max_steps = -1  # a number of epochs replaces our number of steps
+            # A number of epochs replaces our number of steps.
+            options.trainer.max_steps = self.asked["trainer.max_steps"] = -1
         if command in ("validate", "test"):
             options.verbose = self.asked.get("verbose", False)  # our own table has more
         if type(seed := self.asked.get("seed_everything")) is int:
@@ -224,40 +215,23 @@ class CLI(LightningCLI):
             self.save_config_callback = None  # it would write into the current folder
         if options.trainer.accelerator == "gpu" and not torch.accelerator.is_available():
             raise ValueError("--trainer.accelerator gpu: torch finds no GPU here; omit the flag, or use cpu")
-        refuse_numbers(options.trainer)
-        if self.checkpoint is None:
-            return
-        # The hyperparameters are those of the checkpoint, the data's included (validation must not run on words that
-        # were trained on); what the user asked for wins where it can.
-        fixed, model = self.checkpoint["hyper_parameters"], dict(self.asked.get("model", {}))
-        for name in ARCHITECTURE + ["optimizer"] * (command == "fit"):
-            if model.get(name, fixed[name]) != fixed[name]:
-                raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {fixed[name]}; omit the flag")
-        data = {**self.checkpoint.get("datamodule_hyper_parameters", {}), **dict(self.asked.get("data", {}))}
-        groups = {"model": fixed | model, "data": {name: value for name, value in data.items() if name not in LINKED}}
-        with Parser.about(f"{options.ckpt_path}: its hyperparameters do not fit"):
-            self.config = self.parser.parse_object({command: groups}, self.config)
+        if self.checkpoint is not None:
+            groups, self.changed = recipe(command, options.ckpt_path, self.checkpoint, self.asked)
+            with Parser.about(f"{options.ckpt_path}: its hyperparameters do not fit"):
+                self.config = self.parser.parse_object({command: groups}, self.config)
+        refuse_numbers(self.config[command].trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options = self.config_init[self.subcommand]
         trainer = options.trainer
-        ours: list[Callback] = [Threads(), Settings(options.matmul_precision)]
-        if not any(isinstance(callback, Watchdog) for callback in as_list(trainer.callbacks)):
-            ours.append(Watchdog())
-        if self.subcommand == "predict":
-            ours.append(NamesWriter(options.sample))
-        if self.subcommand == "lr_find":
-            ours += progress(trainer)
-            kwargs["enable_checkpointing"] = False
-        if self.subcommand == "fit":
-            ours += fit_callbacks(trainer, options.pictures, options.data.hparams["steps_per_execution"] > 1)
+        requested = options.get("ckpt_path")
         writes, run = self.subcommand in TRAINING and not trainer.fast_dev_run, None
         if writes and trainer.logger in (None, True):
-            run = kwargs["logger"] = run_folder(trainer, options.ckpt_path if self.same_run else None)
-        requested = options.get("ckpt_path")
+            run = kwargs["logger"] = run_logger(trainer, requested if self.same_run else None)
         kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, requested, writes, run)
+        kwargs["callbacks"] = [*as_list(trainer.callbacks), *callbacks(str(self.subcommand), options)]
         kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(requested)]
-        return cast(Trainer, super().instantiate_trainer(callbacks=[*as_list(trainer.callbacks), *ours], **kwargs))
+        return cast(Trainer, super().instantiate_trainer(**kwargs))
 
     def after_instantiate_classes(self) -> None:
         options, data = self.config_init[self.subcommand], self.datamodule
@@ -265,14 +239,15 @@ class CLI(LightningCLI):
             raise ValueError("a list from stdin is read by one process: save it to a file, or --trainer.devices 1")
         refuse_precision(options.trainer.precision, self.trainer.strategy.root_device)
         local_store.start(self.trainer)
+        flags, states = self.config[self.subcommand].trainer, (self.checkpoint or {}).get("callbacks")
+        path = options.ckpt_path if self.subcommand == "fit" else None
+        refuse_overwriting(str(self.subcommand), self.trainer, flags, path, states if isinstance(states, dict) else {})
         if self.checkpoint is None:
-            refuse_exception_checkpoint(self.trainer)
             return
         require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
         if self.subcommand == "fit":
             self.model.automatic_optimization = data.hparams["steps_per_execution"] == 1
             require_resumable(options.ckpt_path, self.checkpoint, self.model, self.trainer)
-            options.weights_only = True  # the Trainer reads the file again, for the optimizer and the loops
             return
         # The weights are loaded here: the Trainer would look for the callbacks of the training as well.
         self.trainer.precision_plugin.convert_module(self.model)  # 64 bits would not fit into 32
@@ -284,56 +259,25 @@ class CLI(LightningCLI):
             options.sample.prepare(self.model.vocabulary, data.hparams["normalization"], data.source)
         say(f"checkpoint: {self.ckpt_path}")
 
-    def before_fit(self) -> None:
+    def fit(self, **options: Any) -> None:
+        """Trains, then says how well and prints names."""
         require_memory_to_train(self.model)
         if self.checkpoint is not None:
-            say(f"resuming {self.config_init.fit.ckpt_path}, step {self.checkpoint['global_step']:,}")
+            say(f"resuming {options['ckpt_path']}, step {self.checkpoint['global_step']:,}")
+            if self.changed:
+                say(f"changed: {', '.join(self.changed)}")
         describe(self.datamodule, self.model)
-        self.load_teacher()
+        load_teacher(self.datamodule)
         if isinstance(self.trainer.logger, RunFolder):
             _ = self.trainer.logger.version  # made here, so that spawned processes know of it
-
-    def load_teacher(self) -> None:
-        """Hands the data its teacher, if it has one."""
-        if (path := self.datamodule.hparams["teacher"]) is not None:
-            teacher = MLP.load_from_checkpoint(path, "cpu")
-            self.datamodule.learn_from(teacher, teacher.vocabulary, teacher.block_size)
-            parameters = sum(parameter.numel() for parameter in teacher.parameters())
-            say(f"teacher: {os.path.relpath(path)}, {parameters:,} parameters")
-
-    def after_fit(self) -> None:
+        self.trainer.fit(**options, weights_only=True)
         report(self.trainer, self.model, self.datamodule)
 
     def after_validate(self) -> None:
-        self.print_comparison("val")
+        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "val")
 
     def after_test(self) -> None:
-        self.print_comparison("test")
-
-    def print_comparison(self, split: str) -> None:
-        """Prints the table of losses, on the first rank."""
-        if self.trainer.is_global_zero:
-            model = type(self.model).load_from_checkpoint(self.ckpt_path, "cpu")
-            sets, scores = compare(model, self.datamodule, self.trainer, split)
-            print(show(scores, sets), flush=True)
-
-    def lr_find(self, **arguments: Any) -> None:
-        """Finds a learning rate, and prints the command that uses it."""
-        describe(self.datamodule, self.model)
-        self.load_teacher()
-        lr, low, high = (f"{lr:.2g}" for lr in self.trainer.lr_find(**arguments))
-        picture = os.path.relpath(Path(self.trainer.log_dir or self.trainer.default_root_dir, "lr_find.png"))
-        say(f"learning rate {lr}, good from {low} to {high}; the curve: {shlex.quote(picture)}")
-        asked = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :])
-        flags = re.split(r" (?=--)", asked) if asked else []
-        kept = [flag for flag in flags if re.split("[ =]", flag)[0] not in ("--num_steps", "--model.lr")]
-        print("python -m makemore_pl fit", *kept, "--model.lr", lr, flush=True)
-
-    def export(self, output: str, average: list[str] | None, **_: Any) -> None:
-        """Writes the checkpoint in another format."""
-        if self.trainer.is_global_zero:
-            self.trainer.export(self.model, self.datamodule, output, average)
-            say(f"{output}: {Path(output).stat().st_size:,} bytes")
+        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "test")
 
     def predict(self, **_: Any) -> None:
         """Samples or scores; the word list takes no part in it."""
@@ -341,49 +285,18 @@ class CLI(LightningCLI):
 
 
 def main() -> None:
-    """Runs the command line. A user's mistake ends in one line on stderr and exit status 2."""
+    """Runs the command line. A mistake of the user ends in one line on stderr and exit status 2."""
     open_streams()
     silence_stock_noise()
     keep_freed_memory()
     choose_threads(0)  # reading and counting are small operations
     try:
-        with ending_quietly():
-            run()
+        with ending_quietly(), in_one_line():
+            trust(sys.argv[1:])
+            CLI(model_class(sys.argv[1:]))
+            sys.stdout.flush()
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()  # its threads may abort a process that ends before they do
     finally:
         local_store.stop()
         torch.set_num_threads(MOST)
-
-
-def raised_by_lightning(error: BaseException) -> bool:
-    """Whether Lightning raised an error about what it was given: a flag, or a callback that misses something."""
-    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return any(name.startswith(MAY_RAISE) for name in frames[-3:])
-
-
-def run() -> None:
-    """Runs the command line, and puts errors into one line."""
-    try:
-        trust(sys.argv[1:])
-        CLI(model_class(sys.argv[1:]))
-        sys.stdout.flush()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # its threads may abort a process that ends before they do
-    except BrokenPipeError:
-        # The reader of our names has closed the pipe. Python would complain when it closes stdout on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ProcessExitedException, ProcessRaisedException) as error:
-        reason = str(error).strip().split("\n")[-1]  # what is above is the trace of another process
-        if not reason.startswith("BrokenPipeError"):
-            fail(reason)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        fail(f"out of memory: {str(error).split('. ')[0] or 'try smaller sizes'}")
-    except (RuntimeError, AttributeError, TypeError) as error:
-        if "can't allocate memory" in str(error):
-            fail("out of memory: try smaller sizes, or --data.batch_size")
-        if not raised_by_lightning(error):
-            raise
-        fail(error)
-    except ValueError as error:
-        fail(name_flag(str(error)))
-    except (OSError, ImportError, MisconfigurationException) as error:
-        fail(error)

@@ -4,13 +4,28 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from makemore_pl.commands.messages import say
-from makemore_pl.comparison import Comparison, Score
+from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.windows import count_words
 
 COUNTED_WORDS = 2**22
-"""Up to this many words, they are held and compared as words; more would take too much memory."""
+"""The longest list that is held and compared as words; a longer one would take too much memory."""
+
+
+def print_comparison(trainer: Trainer, kind: type[MLP], path: str, data: NamesDataModule, split: str) -> None:
+    """Prints the table of losses, on the first rank.
+
+    Args:
+        trainer: says on which device and in which precision.
+        kind: the class of the model.
+        path: its checkpoint.
+        data: its words.
+        split: `val` or `test`.
+    """
+    if trainer.is_global_zero:
+        sets, scores = compare(kind.load_from_checkpoint(path, "cpu"), data, trainer, split)
+        print(show(scores, sets), flush=True)
 
 
 def compare(
@@ -35,7 +50,7 @@ def compare(
             return model(X.to(device))
 
     few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
-    counting = ["train", "val"] if few or data.hparams["counted"] else []  # what is not counted yet may not fit
+    counting = ["train", "val"] if few or data.hparams["counted"] else []  # further counts may not fit into memory
     try:
         counts = data.count(*dict.fromkeys([*counting, split]), together=False)
     except ValueError as error:

@@ -1,10 +1,10 @@
-"""A trained model -> one file for others: a page to play with, ONNX, safetensors, a checkpoint."""
+"""`export`: a trained model -> one file for other programs: an interactive page, ONNX, safetensors, a checkpoint."""
 
 import base64
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -12,43 +12,52 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch import Trainer
 
 from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.ensemble import average as combine
-from makemore_pl.datamodule import require_same_split
+from makemore_pl.commands.messages import say
+from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import pack
 from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
+from makemore_pl.split import require_same_split
 
 
-def export_average(model: MLP, data: Mapping[str, Any], output: str, average: Sequence[str] | None = None) -> None:
-    """Writes a model in another form, or the average of several.
+def export_average(
+    trainer: Trainer, model: MLP, datamodule: NamesDataModule, output: str, average: list[str] | None = None
+) -> None:
+    """Writes the model, or the average of several, in another format.
 
     Args:
+        trainer: whose first rank writes.
         model: with its weights.
-        data: the hyperparameters of what it was trained on.
-        output: a file whose ending says the form: .html, a page to play with; .onnx; .safetensors; .ckpt.
-        average: further checkpoints, of networks trained on the same words; what is written is one network that is
-            the average of all.
+        datamodule: its data.
+        output: a file whose ending names the format: .html, an interactive page; .onnx; .safetensors; .ckpt.
+        average: further checkpoints, of networks trained on the same words; the average of all is written.
 
     Raises:
         ValueError: if a network does not fit the others, or the file cannot be written.
     """
+    if not trainer.is_global_zero:
+        return
+    data: Mapping[str, Any] = datamodule.hparams
     models = [model]
     for path in average or []:
         models.append(MLP.load_from_checkpoint(path, "cpu"))
         require_same_split(path, data)
     export(combine(models) if average else model, output, data)
+    say(f"{output}: {Path(output).stat().st_size:,} bytes")
 
 
 def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:
-    """Writes the model into one file, of the kind that its name ends in.
+    """Writes the model into one file, in the format that its ending names.
 
-    `.html`: a page to play with, in any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
+    `.html`: an interactive page for any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
     (B, V) float32 for any batch size B, the architecture among its metadata. `.safetensors`: the five tensors as they
-    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to resume. The file appears when
-    it is complete, and replaces one of its name.
+    are, the same metadata. `.ckpt`: a checkpoint to sample from and to test, not to resume. The file is complete
+    or absent, and replaces one of its name.
 
     Args:
         model: a trained one, on any device.
@@ -93,7 +102,7 @@ def as_page(model: MLP) -> bytes:
         "map": [[round(x, 4) for x in point] for point in points.tolist()],
         "map_share": round(share, 4),
     }
-    # Inside of a script element a `<` could begin its end; what is not ASCII, json escapes by itself.
+    # Inside of a script element a `<` could begin its end; json escapes all that is not ASCII.
     text = json.dumps(data).replace("<", "\\u003c")
     template = resources.files("makemore_pl.pictures").joinpath("playground.html").read_text(encoding="utf-8")
     before, after = template.split("{{model}}")
@@ -101,7 +110,7 @@ def as_page(model: MLP) -> bytes:
 
 
 def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
-    """The model and the hyperparameters of its data as Lightning keeps them, without the training's state."""
+    """Packs the model and the hyperparameters of its data as Lightning does, without the state of the training."""
     checkpoint = {
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
@@ -114,7 +123,7 @@ def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
 
 
 def as_safetensors(model: MLP) -> bytes:
-    """The five tensors, the architecture as metadata."""
+    """Packs the five tensors, the architecture as metadata."""
     try:
         from safetensors.torch import save
     except ImportError:
@@ -124,9 +133,9 @@ def as_safetensors(model: MLP) -> bytes:
 
 
 def as_onnx(model: MLP) -> bytes:
-    """The network as torch's exporter writes it, in float32, the architecture as metadata properties."""
+    """Exports the network in float32 by torch's exporter, the architecture as metadata properties."""
     try:
-        import onnxscript  # noqa: F401 (torch's exporter wants it)
+        import onnxscript  # noqa: F401 (torch's exporter needs it)
         from onnx import ModelProto
     except ImportError:
         raise missing("onnx and onnxscript") from None
@@ -134,7 +143,7 @@ def as_onnx(model: MLP) -> bytes:
     twin.load_state_dict(model.state_dict())
     X = torch.zeros((2, model.block_size), dtype=torch.int64)
     registry = logging.getLogger("torch.onnx._internal.exporter._registration")
-    registry.addFilter(no_word_of_torchvision)
+    registry.addFilter(not_about_torchvision)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated")  # torch's own
@@ -148,7 +157,7 @@ def as_onnx(model: MLP) -> bytes:
                 verbose=False,
             )
     finally:
-        registry.removeFilter(no_word_of_torchvision)
+        registry.removeFilter(not_about_torchvision)
     assert program is not None
     proto: ModelProto = program.model_proto
     for key, value in metadata(model).items():
@@ -156,21 +165,21 @@ def as_onnx(model: MLP) -> bytes:
     return proto.SerializeToString()
 
 
-def no_word_of_torchvision(record: logging.LogRecord) -> bool:
-    """Drops what torch's exporter says of a package that is not needed here."""
+def not_about_torchvision(record: logging.LogRecord) -> bool:
+    """Drops a line of torch's exporter about a package that is not needed here."""
     return not record.getMessage().startswith("torchvision is not installed")
 
 
 def architecture(model: MLP) -> dict[str, Any]:
-    """The hyperparameters that give the five tensors their shapes and meaning."""
+    """Picks the hyperparameters that give the five tensors their shapes and meaning."""
     return {name: model.hparams[name] for name in ARCHITECTURE}
 
 
 def metadata(model: MLP) -> dict[str, str]:
-    """The same as strings."""
+    """Writes the architecture as strings."""
     return {name: str(value) for name, value in architecture(model).items()}
 
 
 def missing(packages: str) -> ValueError:
-    """The error of an extra that is not installed."""
+    """Makes the error about an extra that is not installed."""
     return ValueError(f"this format needs {packages}: pip install 'makemore_pl[export]'")

@@ -1,72 +1,23 @@
-"""`fit`: its callbacks, its logger, and what it says before and after."""
+"""`fit`: the lines that it prints before and after the training."""
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from makemore_pl.commands.callbacks import Progress, StopNotFinite
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
-from makemore_pl.commands.messages import say
+from makemore_pl.commands.messages import command_line, say
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
-from makemore_pl.durable.interruption import Interruption
+from makemore_pl.durable.checkpoints import RunCheckpoint
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.optimization import as_list
-from makemore_pl.pictures.board import Board
-
-
-def fit_callbacks(trainer: Namespace, pictures: bool, in_blocks: bool) -> list[Callback]:
-    """Makes the callbacks of a fit, beside those of the user.
-
-    Args:
-        trainer: the flags of the Trainer, with the user's callbacks.
-        pictures: whether TensorBoard shows pictures.
-        in_blocks: whether several updates make one batch; then the model logs the learning rate itself.
-    """
-    checkpoints: list[RunCheckpoint] = []
-    if trainer.enable_checkpointing is not False and not trainer.fast_dev_run:
-        # Two: `save_last` saves only beside a new best, and an overfitting run has none.
-        checkpoints = [RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")]
-    logs = trainer.logger is not False and not trainer.fast_dev_run
-    return [
-        *progress(trainer),
-        StopNotFinite(),
-        *([LearningRateMonitor("step")] if logs and not in_blocks else []),
-        *([Board()] if logs and pictures else []),
-        *([CheckpointFolder(checkpoints[0])] if checkpoints else []),
-        *checkpoints,
-        Interruption(*checkpoints),
-    ]
-
-
-def progress(trainer: Namespace) -> list[Callback]:
-    """Makes the progress bar, unless it is turned off or the user brings one."""
-    given = any(isinstance(callback, ProgressBar) for callback in as_list(trainer.callbacks))
-    return [] if given or trainer.enable_progress_bar is False else [Progress()]
-
-
-def run_folder(trainer: Namespace, resumed: str | None) -> RunFolder:
-    """Makes TensorBoard's logger.
-
-    Args:
-        trainer: the flags of the Trainer.
-        resumed: the checkpoint of a run that resumes, in its own folder if this logger made it.
-    """
-    root, folder = trainer.default_root_dir or ".", Path(resumed or "").parent.parent
-    version = folder.name if resumed and folder.parent == Path(root, "lightning_logs") else None
-    return RunFolder(root, "lightning_logs", version, default_hp_metric=False)
 
 
 def describe(data: NamesDataModule, model: MLP) -> None:
-    """Says how many words there are, and how large the network is."""
+    """Prints the size of the data and of the network."""
     if data.in_pieces:
         words = "words in pieces"
     else:
@@ -81,13 +32,22 @@ def describe(data: NamesDataModule, model: MLP) -> None:
 
 
 def describe_changes(changed: Mapping[str, int]) -> str:
-    """Describes how words differ from the lines of their list; empty if none does."""
+    """Describes how the words differ from the lines of their list; empty if they do not."""
     blank, space = changed.get("blank", 0), changed.get("space", 0)
     parts = [f"{blank:,} blank line{'s' * (blank > 1)} dropped"] * (blank > 0)
     parts += [f"the space around {space:,} word{'s' * (space > 1)} dropped"] * (space > 0)
     if number := changed.get("NFC", 0):
         parts.append(f"{number:,} word{'s' * (number > 1)} normalised to NFC (--data.normalization)")
     return ", ".join(parts)
+
+
+def load_teacher(data: NamesDataModule) -> None:
+    """Loads the teacher of the data, if it has one."""
+    if (path := data.hparams["teacher"]) is not None:
+        teacher = MLP.load_from_checkpoint(path, "cpu")
+        data.learn_from(teacher, teacher.vocabulary, teacher.block_size)
+        parameters = sum(parameter.numel() for parameter in teacher.parameters())
+        say(f"teacher: {os.path.relpath(path)}, {parameters:,} parameters")
 
 
 def require_memory_to_train(model: MLP) -> None:
@@ -101,12 +61,12 @@ def require_memory_to_train(model: MLP) -> None:
 
 
 def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
-    """Says where the best checkpoint is and how good, and prints names.
+    """Prints where the best checkpoint is and its losses on stderr, and names on stdout.
 
     Raises:
         ValueError: if no validation loss was finite.
     """
-    log_dir, best, last = trainer.log_dir, None, None  # all ranks take part in finding the folder
+    log_dir, best, last = trainer.log_dir, None, None  # a broadcast: all ranks call it
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, RunCheckpoint):
             best, last = (callback, last) if callback.monitor else (best, callback)
@@ -115,12 +75,13 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
     path, loss = "", None
     if best is not None and last is not None:
         loss = best.best_model_score
-        path = os.path.relpath(best.best_model_path or last.path)  # nothing was validated: the last
+        path = best.best_model_path or str(last.path)  # without validation there is no best
     if loss is not None and not torch.isfinite(loss):
         raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
     if path:
         model = type(model).load_from_checkpoint(path, "cpu")
-        say(f"checkpoint: {path}" + (f" (val/loss {loss:.4f})" if loss is not None else ""))
+        judged = f" (val/loss {loss:.4f}), chosen by it, so it is optimistic: see `test`" if loss is not None else ""
+        say(f"checkpoint: {os.path.relpath(path)}{judged}")
     if data.hparams["val_fraction"]:
         _, scores = compare(model, data, trainer, "val")
         losses = [f"{name.split(',')[0]} {of[0].loss:.4f}" for name, of in scores.items()][:3]
@@ -128,7 +89,7 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         line = f"; on words not in train {', '.join(unseen)}" if unseen else ""
         say(f"compared: {', '.join(losses)}{line}")
     if path:
-        say(f"more names: python -m makemore_pl predict --ckpt_path {shlex.quote(path)}")
+        say(f"more names: {command_line('python', '-m', 'makemore_pl', 'predict', '--ckpt_path', Path(path))}")
     if log_dir and isinstance(trainer.logger, TensorBoardLogger):
-        say(f"the curves: tensorboard --logdir {shlex.quote(os.path.relpath(Path(log_dir).parent))}")
+        say(f"the curves: {command_line('tensorboard', '--logdir', Path(log_dir).parent)}")
     print(*model.sample(), sep="\n", flush=True)

@@ -1,6 +1,7 @@
-"""The lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
+"""`lr_find`, the lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
 
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from makemore_pl.commands.fit import describe, load_teacher
+from makemore_pl.commands.messages import command_line, say
 from makemore_pl.commands.threads import choose_threads, products
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
@@ -18,26 +21,50 @@ LOWEST, HIGHEST = 0.001, 1.0
 """The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
 
 POINTS = 100
-"""The raw losses are averaged to so many points, which takes most of the noise of minibatches."""
+"""The number of points that the raw losses are averaged to, which removes most of the noise of minibatches."""
 
 Found = tuple[float, float, float]
-"""A learning rate to take, and the lowest and highest that look good."""
+"""The suggested learning rate, and the lowest and highest that are good."""
+
+
+def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> None:
+    """Finds a learning rate as makemore part 2 does, and prints the command that uses it.
+
+    Args:
+        trainer: see `find_lr`.
+        model: not yet trained.
+        datamodule: its data.
+        num_steps: how many learning rates to try; default 1,000, or 200 where each step takes all windows.
+    """
+    describe(datamodule, model)
+    load_teacher(datamodule)
+    lr, low, high = (f"{lr:.2g}" for lr in find_lr(trainer, model, datamodule, num_steps))
+    picture = Path(trainer.log_dir or trainer.default_root_dir, "lr_find.png")
+    say(f"learning rate {lr}, good from {low} to {high}; the curve: {command_line(picture)}")
+    words = iter(sys.argv[sys.argv.index("lr_find") + 1 :] if "lr_find" in sys.argv else [])
+    kept = []
+    for word in words:
+        if word.partition("=")[0] not in ("--num_steps", "--model.lr"):
+            kept.append(word)
+        elif "=" not in word:
+            next(words, None)  # its value
+    print(command_line("python", "-m", "makemore_pl", "fit", *kept, "--model.lr", lr), flush=True)
 
 
 def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int | None = None) -> Found:
-    """Looks for a learning rate as makemore part 2 does: one step at each of many, from 0.001 to 1.
+    """Takes one step at each of many learning rates, from 0.001 to 1, as makemore part 2 does.
 
-    The curve goes to TensorBoard and to lr_find.png in the folder of the run. The model is left as the last step
-    left it.
+    The curve goes to TensorBoard and to lr_find.png in the folder of the run. The model keeps the weights of the last
+    step.
 
     Args:
-        trainer: says on which device, in which precision, and where the curve goes; it trains nothing.
-        model: as it is before training.
-        data: what it is to be trained on.
+        trainer: gives device, precision, and the folder of the curve; it trains nothing.
+        model: not yet trained.
+        data: its data.
         num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
 
     Returns:
-        The suggestion, and the lowest and highest that look good.
+        The suggestion, and the lowest and highest that are good.
 
     Raises:
         ValueError: if there are fewer than two steps or more than a million, several devices, or the loss never falls.
@@ -47,9 +74,11 @@ def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int 
     if not 2 <= num_steps <= 10**6:
         raise ValueError(f"num_steps is {num_steps}: expected 2 to 1,000,000")
     if trainer.world_size > 1:
-        raise ValueError("lr_find runs on one device: leave out --trainer.devices, --trainer.num_nodes, .strategy")
+        raise ValueError(
+            "lr_find runs on one device: omit --trainer.devices, --trainer.num_nodes and --trainer.strategy"
+        )
     folder = Path(trainer.log_dir or trainer.default_root_dir)
-    folder.mkdir(parents=True, exist_ok=True)  # before anything can be lost
+    folder.mkdir(parents=True, exist_ok=True)  # refuses one that cannot be written before the search
     lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
     losses = take_steps(trainer, model, data, lrs)
     found = valley(lrs, losses)
@@ -62,7 +91,7 @@ def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int 
 
 
 def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequence[float]) -> list[float]:
-    """Takes a step at each learning rate, and gives the loss before each."""
+    """Takes a step at each learning rate, and returns the loss before each."""
     data.trainer = trainer
     data.setup("fit")
     trainer.precision_plugin.convert_module(model.to(trainer.strategy.root_device))

@@ -1,9 +1,11 @@
-"""What the command line says: lines on stderr, and one line for each mistake."""
+"""Lines on stderr, and the wording of mistakes: one line each."""
 
 import difflib
 import io
 import os
 import re
+import shlex
+import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,42 +13,31 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from makemore_pl.checkpoint import NOT_DOWNLOADED
-from makemore_pl.commands.help import COMMANDS, RECIPES
+from makemore_pl.commands.help import COMMANDS
 
 LONGEST_ERROR = 2000
-"""Characters of an error that are printed: it may quote a file of any length."""
+"""The most characters of an error that are printed: it may quote a file of any length."""
 
 MEANT = {
     **dict.fromkeys(["epochs", "max_epochs", "num_epochs"], "--trainer.max_epochs"),
-    **dict.fromkeys(["steps", "num_updates", "iterations"], "--trainer.max_steps"),
     **dict.fromkeys(["lr", "learning_rate", "l"], "--model.lr"),
     **dict.fromkeys(["batch_size", "b"], "--data.batch_size"),
-    **dict.fromkeys(["input", "input_file", "file", "i"], "--data.path"),
-    **dict.fromkeys(["n_embd", "embedding_size", "emb_dim"], "--model.embedding_dim"),
-    **dict.fromkeys(["n_hidden", "n_embd2", "hidden"], "--model.hidden_size"),
-    **dict.fromkeys(["context_length", "n_ctx"], "--model.block_size"),
-    **dict.fromkeys(["trainer.gpus", "gpus", "device", "cuda"], "--trainer.accelerator gpu"),
+    **dict.fromkeys(["input_file", "i"], "--data.path"),
     **dict.fromkeys(["weight_decay", "w"], "--model.weight_decay"),
+    **dict.fromkeys(["n_hidden", "n_embd2"], "--model.hidden_size"),
     **dict.fromkeys(["work_dir", "o"], "--trainer.default_root_dir"),
-    **dict.fromkeys(["resume"], "--ckpt_path last"),
-    **dict.fromkeys(["model.class_path", "class_path"], "--model_class"),
-    **dict.fromkeys(["top_k"], "--sample.top_k"),
-    **dict.fromkeys(["num_samples", "n"], "--sample.num_names"),
+    **dict.fromkeys(["trainer.gpus", "gpus", "device"], "--trainer.accelerator gpu"),
+    "n_embd": "--model.embedding_dim",
+    "resume": "--ckpt_path last",
+    "model.class_path": "--model_class",
 }
-"""Flags of other programs, makemore.py among them, without their dashes, and what they are called here."""
+"""Flags of other programs, makemore.py among them, without their dashes, and their names here."""
 
-COMMANDS_MEANT = {
-    "train": "fit",
-    "sample": "predict",
-    "generate": "predict",
-    "evaluate": "validate",
-    "eval": "validate",
-}
+COMMANDS_MEANT = {"train": "fit", "sample": "predict", "generate": "predict", "evaluate": "validate"}
 
 
 def open_streams() -> None:
-    """Connects a closed stdin, stdout or stderr (`<&-`) to nowhere: the next file opened would take its number."""
+    """Opens the null device for a closed stdin, stdout or stderr (`<&-`): the next file would take its number."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             nowhere = os.open(os.devnull, os.O_RDWR)
@@ -55,9 +46,21 @@ def open_streams() -> None:
 
 
 def write_utf8() -> None:
-    """Has stdout write UTF-8 whatever the locale: names may hold any character, and lists are read as UTF-8."""
+    """Sets stdout to UTF-8 in every locale: names may hold any character, and lists are read as UTF-8."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
+
+
+def command_line(*words: str | Path) -> str:
+    """Joins words into a command for the shell of this system, to be pasted.
+
+    Args:
+        words: a `Path` is named from the current folder, and never taken for a flag.
+    """
+    named = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
+    dashed = [isinstance(word, Path) and name.startswith("-") for word, name in zip(words, named, strict=True)]
+    safe = [f".{os.sep}{name}" if dash else name for name, dash in zip(named, dashed, strict=True)]
+    return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
 
 
 @rank_zero_only
@@ -81,11 +84,11 @@ def fail(error: object) -> NoReturn:
 
 
 def explain(message: str, flags: Iterable[str] = ()) -> str:
-    """Puts the commonest mistakes into plain words; other messages pass through in one line.
+    """Rewords the commonest mistakes; other messages pass through in one line.
 
     Args:
         message: of jsonargparse.
-        flags: of the command, to look for the one that was meant.
+        flags: of the command, among which the intended one is looked for.
     """
     message = " ".join(message.split())
     if match := re.match(r"unrecognized arguments: (-\S+)", message):
@@ -100,23 +103,12 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"unknown command {match[1]}{proposal or f': expected {either(COMMANDS)}'}"
     if message.startswith('expected "subcommand"'):
         return f"no command: expected {either(COMMANDS)}"
-    if match := re.match(r"the following arguments are required: \w+\.(\S+)", message):
-        return f"--{match[1]} is missing; --help says what it is for"
-    if match := re.match(r"argument (?:-c/)?(--\S+): expected one argument", message):
-        what = f"a YAML file or a recipe: {RECIPES}" if match[1] == "--config" else "a value after it"
-        return f"{match[1]}: expected {what}"
-    if match := re.search(r"""(?:Path|File) does not exist: '([^']*://[^']*)'""", message):
-        return f"{match[1]}{NOT_DOWNLOADED}"
-    if match := re.match(r'Parser key "config": File does not exist: \'(.*)\'', message):
-        return f"--config {os.path.relpath(match[1])}: no such file or recipe; the recipes are {RECIPES}"
-    if match := re.match(r'Key "(\w+)\.\w+" not found in namespace', message):
-        return f"--config: {match[1]} is null: expected names with values"
     if match := re.search(r"Importing '(\S+)' is not allowed", message):
-        return f"{match[1]}: configs may not import it; if you trust it, add --trust {match[1].partition('.')[0]}"
+        name, logger = match[1], "lightning.pytorch.loggers"
+        module = logger if name.startswith(logger) else name.partition(".")[0]
+        return f"{name}: configs may not import it; if you trust it, add --trust {module}"
     if match := re.match(r"argument (\S+) --> (\S+): ", message):
         return f"--{match[2]}: the checkpoint has its own; omit the flag"
-    if match := re.match(r'Linked "([^"]*)" must be given via "([^"]*)"', message):
-        return f"--{match[1]}: give it as --{match[2]}"
     if match := re.match(r'Parser key "([^"]*)": (.*)', message):
         key, rest = match.groups()
         value = re.search(r"(?:Got value|Given value): ?(.*)$", rest)
@@ -129,7 +121,7 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Names the flag or command that was probably meant; empty if none is near."""
+    """Proposes the flag or command that was probably meant; empty if none is near."""
     known, word = list(known), word.partition("=")[0]
     meant = MEANT.get(word.lstrip("-").replace("-", "_"), "")
     if meant.partition(" ")[0] in known:

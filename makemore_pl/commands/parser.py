@@ -1,4 +1,4 @@
-"""The parser of the command line: recipes by name, help that opens with what matters, configs that import nothing."""
+"""The parser: recipes by name, help that opens with the flags that matter, configs that import nothing."""
 
 import contextlib
 import re
@@ -19,14 +19,17 @@ from jsonargparse import (  # type: ignore[attr-defined]
 from lightning.pytorch.cli import LightningArgumentParser
 
 from makemore_pl import __version__
+from makemore_pl.checkpoint import NOT_DOWNLOADED
 from makemore_pl.commands.help import COMMANDS, OPENINGS, RECIPES
-from makemore_pl.commands.messages import either, explain, fail, last_part
+from makemore_pl.commands.messages import either, explain, fail
 from makemore_pl.model import MLP
 from makemore_pl.wordlist import shipped
 
-CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "loggers", "plugins", "profilers")]
+CLASSES = [f"lightning.pytorch.{kind}" for kind in ("accelerators", "callbacks", "plugins", "profilers")]
+LOGGERS = "CSVLogger", "TensorBoardLogger", "csv_logs", "tensorboard"
+CLASSES += [f"lightning.pytorch.loggers.{name}" for name in LOGGERS]
 CLASSES += ["lightning.pytorch.strategies", "lightning.fabric.plugins", "makemore_pl", "torchmetrics"]
-"""The modules whose classes a config may name. Not torch: some of its classes run commands."""
+"""The modules and classes that a config may name: no loggers of a service, and not torch, which can run commands."""
 
 set_parsing_settings(
     add_print_completion_argument=True,
@@ -41,7 +44,7 @@ load_yaml = get_loader("yaml")
 
 
 def load_plain(text: str) -> Any:
-    """Reads YAML without aliases and without deep nesting: a few bytes of either can fill the memory."""
+    """Reads YAML without aliases and deep nesting: a few bytes of either can fill the memory."""
     depth = 0
     for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -60,8 +63,13 @@ class RecipeFile(ActionConfigFile):
 
     def __call__(self, parser: Any, cfg: Any, values: Any, option_string: str | None = None) -> None:
         recipe = shipped("configs") / f"{values}.yaml"
-        by_name = re.fullmatch(r"\w+", values) and recipe.is_file() and not Path(values).is_file()
-        super().__call__(parser, cfg, str(recipe) if by_name else values, option_string)  # type: ignore[no-untyped-call]
+        if not Path(values).exists():
+            if "://" in values:
+                fail(f"{values}{NOT_DOWNLOADED}")
+            if not (re.fullmatch(r"\w+", values) and recipe.is_file()):
+                fail(f"--config {values}: no such file or recipe; the recipes are {RECIPES}")
+            values = str(recipe)
+        super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
@@ -72,6 +80,7 @@ class Parser(LightningArgumentParser):
     """
 
     parsers: ClassVar[dict[str, "Parser"]] = {}
+    trusted: ClassVar[list[str]] = []
     subject: ClassVar[str] = ""
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
@@ -108,7 +117,7 @@ class Parser(LightningArgumentParser):
     @classmethod
     @contextlib.contextmanager
     def about(cls, subject: str) -> Iterator[None]:
-        """Begins the messages of mistakes with what they were found in, where that is not the command line."""
+        """Begins the messages of mistakes with their source, where that is not the command line."""
         cls.subject = subject
         try:
             yield
@@ -139,7 +148,8 @@ def trust(words: Sequence[str]) -> None:
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--trust", action="append", default=[])
     with contextlib.suppress(ArgumentError):  # reported again by the real parser
-        set_parsing_settings(import_path_allowlist=parser.parse_known_args(words)[0].trust)
+        Parser.trusted = parser.parse_known_args(words)[0].trust
+        set_parsing_settings(import_path_allowlist=Parser.trusted)
 
 
 def model_class(words: Sequence[str]) -> type[MLP]:
@@ -173,12 +183,3 @@ def model_class(words: Sequence[str]) -> type[MLP]:
     if not (isinstance(found, type) and issubclass(found, MLP)):
         raise ValueError(f"--model_class {named[-1]}: expected a subclass of makemore_pl.MLP")
     return found
-
-
-def name_flag(message: str) -> str:
-    """Writes `--model.lr -1: expected ...` for the command line where Python says `lr is -1: expected ...`."""
-    command = next((Parser.parsers[word] for word in sys.argv[1:] if word in Parser.parsers), None)
-    if command is None or not (match := re.match(r"(\w+) is (\S+): expected ", message)):
-        return message
-    flags = [flag for flag in command.flags if last_part(flag) == match[1]]
-    return f"{flags[0]} {match[2]}: expected {message[match.end() :]}" if flags else message

@@ -14,9 +14,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import recv_object_list, send_object_list
 
 from makemore_pl.durable.files import writing
-from makemore_pl.sampling import CHUNK, Sampler
+from makemore_pl.memory import require_memory_to_read
+from makemore_pl.sampling import Sampler
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.wordlist import Normalization, normalize, read_words
+
+SCORED = 2**12
+"""Words scored at a time: their windows fit into any memory."""
 
 COLUMNS = ["name", "log_probability", "perplexity", "where"]
 
@@ -55,7 +59,7 @@ class Request(Sampler):
         """Yields the numbers of the chunks to draw, or chunks of words to score."""
         if self.words is None:
             return super().__iter__()
-        return (self.words[start : start + CHUNK] for start in range(0, len(self.words), CHUNK))
+        return (self.words[start : start + SCORED] for start in range(0, len(self.words), SCORED))
 
     def prepare(self, vocabulary: Vocabulary, normalization: Normalization, source: Path) -> None:
         """Normalizes the prompt, reads and normalizes the words to score, and checks both before any output.
@@ -72,7 +76,9 @@ class Request(Sampler):
         for path in [source, Path(self.score or "-")]:
             if self.output is not None and path.exists() and Path(self.output).resolve() == path.resolve():
                 raise ValueError(f"output {self.output} is the list of words: give it another name")
-        self.words = None if self.score is None else read_words(self.score, normalization)
+        if self.score is not None:
+            require_memory_to_read(self.score)
+            self.words = read_words(self.score, normalization)
         self.encode_prompt(vocabulary)
         try:
             vocabulary.encode_words(self.words or [])

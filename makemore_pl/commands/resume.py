@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, OnExceptionCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from torch import Tensor, zeros
 
 from makemore_pl.checkpoint import FLOATS, BrokenCheckpointError, find_tensors, read, refuse_url
@@ -112,17 +112,6 @@ def avoid_requeued(root: str | None, requested: str | None, writes: bool, run: R
     return str(Path(run.log_dir, "checkpoints") if run is not None else Path(root or ".", "lightning_logs"))
 
 
-def refuse_exception_checkpoint(trainer: Trainer) -> None:
-    """Refuses to begin a new run where an OnExceptionCheckpoint would resume an earlier one, and overwrite its file.
-
-    Raises:
-        ValueError: if so; it names the file.
-    """
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, OnExceptionCheckpoint) and Path(callback.ckpt_path).exists():
-            raise ValueError(f"{callback.ckpt_path}: {NOT_REQUESTED}")
-
-
 def require_resumable(path: str, checkpoint: dict[str, Any], model: MLP, trainer: Trainer) -> None:
     """Refuses a checkpoint that this training could not have saved, or whose run is finished.
 
@@ -204,8 +193,9 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
         if key == "KeepMetrics":
             other = {name: 0.0 for name in state if isinstance(name, str)} if isinstance(state, dict) else {}
         require_form(f"callbacks.{key[:60]}", state, forms.get(key, other))
-    if type(model).configure_optimizers is not MLP.configure_optimizers:
-        return  # the form of its optimizers and schedulers is not known
+    averages = any(isinstance(each, StochasticWeightAveraging) for each in trainer.callbacks)  # type: ignore[attr-defined]
+    if averages or type(model).configure_optimizers is not MLP.configure_optimizers:
+        return  # the form of the optimizers and schedulers is not known
 
     optimizer = model.make_optimizer()
     require_form("lr_schedulers", schedules, [Schedule(optimizer, "constant", 1, lambda: 1.0).state_dict()])

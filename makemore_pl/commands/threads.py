@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 MOST = torch.get_num_threads()
-"""The threads that torch would take by itself."""
+"""The number that torch chooses by default."""
 
 LARGE = 2**27
-"""Products of a forward pass, rows times parameters, from which on all threads share the work."""
+"""The fewest products of a forward pass, rows times parameters, that all threads share."""
 
 
 def choose_threads(products: float) -> None:
@@ -28,24 +28,21 @@ class Threads(Callback):
     """Chooses the number of threads before training, evaluation and sampling begin."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses for training; the validations between its steps keep the choice."""
+        """Chooses for training; the validations inside of it keep the choice."""
         choose_threads(products(trainer.train_dataloader, pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses for `validate`."""
         if not trainer.training:
             choose_threads(products(trainer.val_dataloaders, pl_module))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses for `test`."""
         choose_threads(products(trainer.test_dataloaders, pl_module))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Chooses for sampling and scoring."""
         choose_threads(products(trainer.predict_dataloaders, pl_module))
 
 
 def products(loader: Any, model: LightningModule) -> float:
-    """Multiplies the rows of a batch by the parameters; infinite where the loader does not tell its rows."""
+    """Multiplies the rows of a batch by the parameters; infinite where the loader has no such number."""
     rows = getattr(loader, "batch_size", None)
     return rows * sum(parameter.numel() for parameter in model.parameters()) if rows else math.inf

@@ -1,0 +1,224 @@
+"""Words -> train, validation and test, shuffled or by a hash; whether a checkpoint was trained on the same words."""
+
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from makemore_pl.checkpoint import read
+from makemore_pl.memory import require_memory_to_read
+from makemore_pl.wordlist import STREAM, is_stream, read_pieces
+
+Split = tuple[list[str], list[str], list[str]]
+"""The words of train, validation and test."""
+
+SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
+"""The hyperparameters of a NamesDataModule that decide which words are trained on."""
+
+
+def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
+    """Refuses a checkpoint that was trained on other words: some of ours to validate on may be among them.
+
+    Lists are compared by their paths, so a list that has changed since is not noticed.
+
+    Args:
+        path: the checkpoint.
+        ours: the hyperparameters of our data.
+
+    Raises:
+        ValueError: if the words differ, or that cannot be verified.
+    """
+    theirs = read(path).get("datamodule_hyper_parameters", {})
+    if STREAM in (theirs.get("path"), ours["path"]):
+        raise ValueError(
+            f"{path}: cannot verify that it was trained on the same split: a word list came from stdin; pass a file"
+        )
+    for name in SPLIT:
+        if theirs.get(name) != ours[name]:
+            raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
+
+
+class WordList:
+    """A word list and its split, read on demand: held as a whole, or read in pieces and never held.
+
+    Args:
+        source: the list.
+        in_pieces: read it piece by piece; each word is then split by its hash.
+        options: the hyperparameters of a NamesDataModule, which documents them.
+
+    Raises:
+        ValueError: if it is to be read in pieces, but can be read only once.
+    """
+
+    def __init__(self, source: Path, in_pieces: bool, options: Mapping[str, Any]) -> None:
+        self.source = source
+        self.in_pieces = in_pieces
+        self.options = options
+        self.is_stream = is_stream(source)
+        self.changed = Counter[str]()  # the words that differ from their lines
+        if in_pieces and self.is_stream:
+            raise ValueError(f"{source}: a list in pieces is read more than once; save it to a file")
+
+    def read(self, rank: int = 0, world_size: int = 1) -> Iterator[list[str]]:
+        """Reads the words piece by piece, or those of this reader among several.
+
+        Raises:
+            ValueError: if the list cannot be used.
+        """
+        if str(self.source) == STREAM:
+            raise ValueError("the list of this run came from stdin, which is read once; name a file with --data.path")
+        self.changed.clear()
+        rules = self.options["normalization"], self.options["max_word_length"]
+        return read_pieces(self.source, rank, world_size, *rules, self.changed)
+
+    @cached_property
+    def all_words(self) -> list[str]:
+        """The words of the whole list, which are held from now on."""
+        require_memory_to_read(self.source)
+        words = [word for piece in self.read() for word in piece]
+        if not words:
+            raise ValueError(f"{self.source}: no words in this list; expected one a line")
+        return words
+
+    @property
+    def words(self) -> list[str]:
+        """The words in use, in the order of the list."""
+        return self.all_words[: self.options["num_words"]]
+
+    def characters(self) -> set[str]:
+        """Returns the characters of the whole list."""
+        pieces = self.read() if self.in_pieces else [self.all_words]
+        characters: set[str] = set().union(*(set("".join(piece)) for piece in pieces))
+        if not characters:
+            raise ValueError(f"{self.source}: no words in this list; expected one a line")
+        return characters
+
+    @cached_property
+    def splits(self) -> dict[str, list[str]]:
+        """The words of `train`, `val` and `test`."""
+        return self.split(self.words)
+
+    def split(self, words: list[str]) -> dict[str, list[str]]:
+        """Splits words as the options say."""
+        options = self.options
+        shares = options["train_fraction"], options["val_fraction"], options["split_seed"]
+        if options["split"] == "hashed":
+            train, val, test = hash_words(words, *shares)
+        elif options["unique"]:
+            copies = Counter(words)
+            parts = split_words(list(copies), *shares)
+            train, val, test = ([copy for word in part for copy in [word] * copies[word]] for part in parts)
+        else:
+            train, val, test = split_words(words, *shares)
+        return {"train": train, "val": val if options["val_fraction"] else train, "test": test}
+
+    def share(self, rank: int, world_size: int) -> Iterator[dict[str, list[str]]]:
+        """Splits the words of one process among several, in pieces or all at once."""
+        if self.in_pieces:
+            yield from map(self.split, self.read(rank, world_size))
+        else:
+            yield {split: words[rank::world_size] for split, words in self.splits.items()}
+
+    def where(self, words: Sequence[str]) -> list[str]:
+        """Returns the split of each word: the first of `train`, `val` and `test` that has it, or `new`."""
+        if not self.in_pieces:
+            return [self._places.get(word, "new") for word in words]
+        wanted, found = set(words), set[str]()
+        for piece in self.read():
+            found |= wanted.intersection(piece)
+        places = _by_word(self.split(list(found)))
+        return [places.get(word, "new") for word in words]
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        try:
+            return _by_word(self.splits)
+        except ValueError:  # too few words for a split: `novel` compares names with all of them
+            return dict.fromkeys(self.words, "train")
+
+    def unseen(self, split: str) -> list[str] | None:
+        """Returns the words of a split that are not in train; None if no word can be in both."""
+        if self.options["unique"] or self.options["split"] == "hashed":
+            return None
+        train = set(self.splits["train"])
+        return [word for word in self.splits[split] if word not in train]
+
+
+def _by_word(splits: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    return {word: split for split in ("test", "val", "train") for word in splits[split]}
+
+
+def split_words(words: Sequence[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42) -> Split:
+    """Shuffles the words and cuts them into train, validation and test (the lecture's 80/10/10).
+
+    Args:
+        words: the words, in the order of the list.
+        train_fraction: the share of the words to train on.
+        val_fraction: the share to validate on; the rest is for the test.
+        seed: of `random.Random`, as in the lecture.
+
+    Returns:
+        Three lists that hold every word once.
+
+    Raises:
+        ValueError: if the fractions are not in range, or a split with a share gets no word.
+    """
+    both = _sum_of_shares(train_fraction, val_fraction)
+    shuffled = list(words)
+    random.Random(seed).shuffle(shuffled)
+    first, second = int(train_fraction * len(words)), int(both * len(words))
+    splits = shuffled[:first], shuffled[first:second], shuffled[second:]
+    shares = {"training": train_fraction, "validation": val_fraction, "test": 1 - both}
+    for (name, share), split in zip(shares.items(), splits, strict=True):
+        if share > 0 and not split:
+            option = "train_fraction" if name == "training" else "val_fraction"
+            raise ValueError(
+                f"{share:.0%} of {len(words)} word{'s' * (len(words) != 1)} leaves no {name} word; add words or raise "
+                f"{option} (train_fraction 1 and val_fraction 0 hold no words back)"
+            )
+    return splits
+
+
+def hash_words(words: Iterable[str], train_fraction: float = 0.8, val_fraction: float = 0.1, seed: int = 42) -> Split:
+    """Splits words into train, validation and test by a hash of their characters.
+
+    The split of a word depends on no other word, so equal words stay together, and a list can be split piece by piece.
+
+    Args:
+        words: any of the words.
+        train_fraction: the share of distinct words to train on, on average.
+        val_fraction: the share to validate on; the rest is for the test.
+        seed: of the hash.
+
+    Returns:
+        Three lists, each in the order of the words.
+
+    Raises:
+        ValueError: if the fractions are not in range.
+    """
+    both = _sum_of_shares(train_fraction, val_fraction)
+    if train_fraction == 1:
+        return list(words), [], []
+    splits: Split = ([], [], [])
+    # The first bytes of a hash, read as digits of a number in [0, 1), compare as that number does.
+    first, second = (int(share * 2**64).to_bytes(9, "big") for share in (train_fraction, both))
+    seeded = hashlib.blake2b(f"{seed} ".encode(), digest_size=8)
+    for word in words:
+        digest = seeded.copy()
+        digest.update(word.encode("utf-8", "surrogatepass"))
+        place = b"\0" + digest.digest()
+        splits[(place >= first) + (place >= second)].append(word)
+    return splits
+
+
+def _sum_of_shares(train_fraction: float, val_fraction: float) -> float:
+    """Checks the fractions, and returns the share of words that are not for the test."""
+    both = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
+    if not (0 < train_fraction <= 1 and val_fraction >= 0 and both <= 1):
+        raise ValueError(
+            f"train_fraction {train_fraction:g} and val_fraction {val_fraction:g}: expected shares of 1, train above 0"
+        )
+    return both
