@@ -1,4 +1,4 @@
-"""Kinds of `make torture` in which others have had their hands in it: another split, SLURM's file, planted links."""
+"""Kinds of `make torture` with changed or foreign input: another split, SLURM's file, planted links."""
 
 import itertools
 import os

@@ -1,6 +1,6 @@
-"""`make torture`: kills runs, hurts files, and counts what was lost. test_torture.py does a small share of it.
+"""`make torture`: kills runs, damages and plants files, and counts failures. test_torture.py runs a small share of it.
 
-Every run is the command line itself, mostly in a process forked from here so that none has to import anything.
+Every run is the command line itself, mostly in a process forked from here, which needs no imports.
 """
 
 import argparse
@@ -166,7 +166,7 @@ def linger(command, flags, spot, number, seconds):
 
 
 def interrupt(root, spots=tuple(SPOTS), more=None):
-    """Sends signals in the middle of everything; a run goes on from them to the state of one that never stopped."""
+    """Sends signals in every phase; a run resumed from them ends in the state of one that never stopped."""
     counts = {"signals": 0, "other status": 0, "over ten seconds": 0, "second not at once": 0, "other final state": 0}
     recipes = {"minibatch": {spot: SPOTS[spot][2] for spot in spots}} | (more or {})
     signals, flags, whole = (signal.SIGINT, signal.SIGTERM), {}, {}
