@@ -106,7 +106,7 @@ def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("in
 
 def kill_at_random_times(root, number, flags, deadline=float("inf")):
     """Kills real runs at random times."""
-    counts = {"runs killed": 0, "other final state": 0}
+    counts = {UNTRIED: 0, "runs killed": 0, "other final state": 0}
     begin = time.monotonic()
     assert wait(forked(fit, root / "whole", flags)[0]) == 0, (root / "whole" / "log").read_text()
     seconds, whole = time.monotonic() - begin, digest(root / "whole" / LAST)
@@ -127,6 +127,7 @@ def kill_at_random_times(root, number, flags, deadline=float("inf")):
         assert status == 0 or "this run is finished" in (folder / "log").read_text(), (folder / "log").read_text()
         counts["other final state"] += digest(folder / LAST) != whole
         shutil.rmtree(folder)
+    counts[UNTRIED] = number - counts["runs killed"]
     return counts
 
 
@@ -478,7 +479,7 @@ def main():
                 "mutations of a checkpoint": lambda: hurt_files(root, 1000, checkpoint),
                 "kill -9 during saves": lambda: kill_during_saves(root / "saves", 200, checkpoint, temporaries),
                 "kill -9 during predict --sample.output": lambda: kill_during_output(
-                    root / "output", 40, one / BEST, by(50)
+                    root / "output", 40, one / BEST, by(70)
                 ),
                 "signals": lambda: interrupt(root / "signals", more=OTHER_SPOTS),
                 "another split": lambda: tampering.resume_on_other_words(root / "split", deadline=by(60)),
@@ -487,7 +488,7 @@ def main():
                 "kill -9 of the first of two processes": lambda: kill_first_rank(root / "ranks", 12, by(110)),
                 "resumed after EarlyStopping": lambda: resume_after_early_stopping(root / "early", deadline=by(40)),
                 "resumed with its own recipe": lambda: resume_own_recipe(root / "own", 40, by(60)),
-                "kill -9 at random times": lambda: kill_at_random_times(root / "random", 20, REAL, by(90)),
+                "kill -9 at random times": lambda: kill_at_random_times(root / "random", 20, REAL, by(110)),
                 "kill -9 at every step": lambda: kill_at_every_step(root / "steps", deadline=begin + 60 * MINUTES),
             }
         results = {}
