@@ -61,7 +61,7 @@ test: develop ## run the tests
 portable: develop ## run the tests as on other machines: other processors, versions, rights (an hour)
 	$(BIN)/python tests/portable.py $(ARGS)
 
-torture: develop ## kill runs, hurt files, and count what is lost (under ten minutes)
+torture: develop ## kill runs, hurt files, and count what is lost (under fifteen minutes)
 	$(BIN)/python tests/torture.py $(ARGS)
 	@$(PIP_INSTALL) --quiet atheris || echo "atheris has no wheel for this system"
 	$(BIN)/python tests/fuzz.py

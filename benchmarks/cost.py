@@ -1,4 +1,4 @@
-"""Plots what a full step costs against the length of the list and the block size: cost.svg and JSON on stdout."""
+"""Plots the time of a full step against the length of the list and the block size: cost.svg and JSON on stdout."""
 
 import json
 import random
@@ -18,7 +18,7 @@ BLOCK_SIZES = range(1, 9)
 
 
 def step_seconds(words, vocabulary, block_size):
-    """One exact loss and gradient over all windows of the words, and how many contexts they have."""
+    """The time of one exact loss and gradient over all windows of the words, and their number of contexts."""
     X, Y = count_words(words, vocabulary, block_size)
     model = MLP(block_size=block_size)
 

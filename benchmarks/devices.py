@@ -33,7 +33,7 @@ QUIET = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false",
 
 
 class TimedFitLoop(_FitLoop):
-    """Leaves the seconds of the first process in a file: all wait for each other in every step."""
+    """Writes the seconds of the first process to a file: in every step all wait for each other."""
 
     def run(self):
         took = seconds(super().run)

@@ -29,7 +29,7 @@ ROUNDS = 5
 
 
 def seconds(work, *arguments):
-    """The time of a call and of all that it left to the device."""
+    """The time of a call, including its work on the device."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     work(*arguments)
@@ -38,12 +38,12 @@ def seconds(work, *arguments):
 
 
 def fit_seconds(folder, *options):
-    """The seconds inside the Trainer's loop, which ends with a checkpoint and so waits for the device itself."""
+    """The seconds inside the Trainer's loop, which ends with a checkpoint and therefore waits for the device."""
     return fit(folder, *GPU, *options)[0]
 
 
 def whole_fit_seconds(folder):
-    """The seconds of Trainer.fit, from its set-up to its end."""
+    """The seconds of Trainer.fit, including set-up."""
     took = []
     cli.CLI.fit = lambda self, **options: took.append(seconds(lambda: self.trainer.fit(**options)))
     try:
@@ -54,7 +54,7 @@ def whole_fit_seconds(folder):
 
 
 def windows():
-    """The training windows, on the device for this measurement alone."""
+    """The training windows, copied to the device for this measurement."""
     return [tensor.cuda() for tensor in peers.windows()[0]]
 
 
@@ -70,15 +70,15 @@ def plain_full_seconds():
 
 
 def with_peak(work):
-    """What the work returns, and the megabytes on the device that it needed at most."""
-    gc.collect()  # a Trainer goes round in circles, and keeps its tensors
+    """The result of the work, and its peak device memory in MB."""
+    gc.collect()  # a Trainer has reference cycles, which keep its tensors
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     return work(), (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def measured(work, **ways):
-    """Takes the ways in turn; the ratio, where there is a plain one, is ours over that of the same round."""
+    """Runs the ways alternately; a ratio is ours over the plain one of the same round, if there is one."""
     rounds = [{name: with_peak(way) for name, way in ways.items()} for _ in range(1 + ROUNDS)][1:]  # the first warms up
     row = {"work": work}
     for name in ways:

@@ -1,4 +1,4 @@
-"""What the project is measured against: the notebook's own way, and Lightning's usual one, each written plainly.
+"""The peers of the benchmarks: the notebook's code and typical Lightning code, each written plainly.
 
 Run as a script, it is the notebook from launch to exit: `python peers.py STEPS`. The functions `time_...` are what
 `run.py` calls, in a process of the peers' own.
@@ -142,7 +142,7 @@ def usual_lightning(X, Y, steps, folder):
 
 
 def seconds(work, *arguments, times=1):
-    """The mean of so many calls in a row."""
+    """The mean time of consecutive calls."""
     start = time.perf_counter()
     for _ in range(times):
         work(*arguments)
@@ -155,7 +155,7 @@ def windows(device="cpu"):
 
 
 def time_loop(steps, device):
-    """One thread, with which it is faster."""
+    """Runs with one thread, which is faster here."""
     torch.set_num_threads(1)
     return seconds(loop, *windows(device)[0], steps)
 

@@ -14,7 +14,7 @@ LETTERS = ["--data.vocabulary", "abcdefghijklmnopqrstuvwxyz"]
 
 
 def measure(*flags):
-    """The seconds of a whole `fit` of one step, and the most memory that its first process held, in GB."""
+    """The seconds of a whole `fit` of one step, and the peak memory of its first process in GB."""
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen([*FIT, *flags], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -1,4 +1,4 @@
-"""Trains the recipes that are to beat counting, on three seeds, and prints the table of the README: `make records`.
+"""Trains the recipes that are compared with counting, on three seeds, and prints the README's table: `make records`.
 
 The recipes were chosen by their validation loss; the test figure is what came out of those chosen. No loss may be
 below the floor of its block size, the conditional entropy of the training split.
@@ -58,7 +58,7 @@ RECIPES = {
 
 
 def command(*arguments):
-    """Runs the command line, and returns what it says."""
+    """Runs the command line; returns its output."""
     line = [sys.executable, "-m", "makemore_pl", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True)
     if done.returncode:
@@ -79,7 +79,7 @@ def train(config, network, folder, teacher=None):
 
 
 def first(config, seed):
-    """The first network of a seed: no other seed takes it or the next ones, and all rows take the same."""
+    """The index of a seed's first network: indices of different seeds do not overlap, and all rows use the same."""
     return seed * max(recipe.networks for recipe in RECIPES.values() if recipe.config == config)
 
 
@@ -119,7 +119,7 @@ def counting(block_size):
 
 
 def spread(values):
-    """Mean and spread: half the distance of the largest from the smallest."""
+    """Mean and half the range."""
     return f"{statistics.mean(values):.4f} ± {(max(values) - min(values)) / 2:.4f}"
 
 

@@ -1,6 +1,6 @@
 """Measures the project against its peers, side by side, and prints ratios: `make bench`.
 
-What each row measures, and what it leaves out, stands in README.md beside this file.
+README.md in this folder describes what each row measures and what it excludes.
 """
 
 import argparse
@@ -37,7 +37,7 @@ LOOP_STEPS, LECTURE_STEPS = 20_000, 200_000
 
 
 class Peer:
-    """Runs functions of peers.py in one process of their own, so that neither side's settings touch the other."""
+    """Runs functions of peers.py in a separate process, so that neither side's settings affect the other."""
 
     def __init__(self):
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
@@ -48,7 +48,7 @@ class Peer:
 
 @contextlib.contextmanager
 def fit_loop_clock():
-    """Measures what happens inside the Trainer's fit loop: steps, validations, logs and checkpoints, no set-up."""
+    """Measures the time inside the Trainer's fit loop: steps, validations, logs and checkpoints, without set-up."""
     took, run = [], _FitLoop.run
     _FitLoop.run = lambda fit_loop: took.append(seconds(run, fit_loop))
     try:
@@ -58,7 +58,7 @@ def fit_loop_clock():
 
 
 def fit(folder, *arguments):
-    """Runs `fit` inside this process with all that it does; returns the seconds in its loop and the checkpoint."""
+    """Runs the whole `fit` in this process; returns the seconds in its loop and the checkpoint."""
     sys.argv = ["makemore_pl", "fit", "--trainer.default_root_dir", str(folder), "--pictures", "false"]
     sys.argv += map(str, arguments)
     with fit_loop_clock() as took, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -72,7 +72,7 @@ def validation_loss(checkpoint):
 
 
 def measured(work, peer, ours, at_least, aim, rounds=5):
-    """Takes the two in turn, and the ratio of each round."""
+    """Runs the two alternately; returns the ratio of each round."""
     pairs = [(peer(), ours()) for _ in range(rounds)]
     ratios = [theirs / own for theirs, own in pairs]
     row = {
@@ -162,7 +162,7 @@ def whole_process(folder):
 
 @contextlib.contextmanager
 def other_work():
-    """Keeps every core busy with a process of its own, until the block ends."""
+    """Keeps every core busy with one process each until the block ends."""
     running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
     try:
         yield
@@ -173,7 +173,7 @@ def other_work():
 
 
 def busy(folder):
-    """The command line beside other work, and what its choice of threads costs where there is none."""
+    """Measures the command line beside other work, and the cost of its choice of threads without other work."""
     spinning = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "ACTIVE"}  # torch's own choice
 
     def whole(*arguments, **environment):
@@ -268,7 +268,7 @@ def sampling(peer, model, names=1_000_000, their_names=2000):
 
 
 def large(folder, model, words=10_000_000):
-    """Ten million words sampled from the model, in a process of their own so that its memory can be told."""
+    """Measures ten million sampled words, in a separate process to know its memory."""
     path = folder / "large.txt"
     draw = Draw(Sampler(words, seed=1), model, model.vocabulary, model.block_size)
     with path.open("w") as file:

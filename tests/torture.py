@@ -1,24 +1,42 @@
-"""`make torture`: kills runs, hurts files, and counts what was lost. test_torture.py does a small share of it.
+"""`make torture`: kills runs, damages and plants files, and counts failures. test_torture.py runs a small share of it.
 
-Every run is `makemore_pl fit` itself, in a process forked from here so that none has to import anything.
+Every run is the command line itself, mostly in a process forked from here, which needs no imports.
 """
 
 import argparse
-import hashlib
 import itertools
 import json
 import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from contextlib import suppress
 from pathlib import Path
 
+import tampering
 import torch
+from forks import (
+    BEST,
+    BLOCKS,
+    BY_STEP,
+    LAST,
+    MINIBATCH,
+    QUIET,
+    RECIPES,
+    SMALL,
+    TOY,
+    command,
+    digest,
+    done,
+    files,
+    fit,
+    forked,
+    wait,
+)
 
 from makemore_pl import MLP
 from makemore_pl.checkpoint import load
@@ -27,115 +45,10 @@ from makemore_pl.commands.predict import NamesWriter
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable import checkpoints as checkpointing
 
-MINUTES = 8
-LAST = Path("lightning_logs", "version_0", "checkpoints", "last.ckpt")
-
-TOY = "--data.num_words 20 --model.hidden_size 8 --trainer.accelerator cpu --trainer.log_every_n_steps 3"
-TOY += " --trainer.enable_progress_bar false --trainer.max_epochs 3 --pictures false"
-MINIBATCH, BLOCKS = "--data.batch_size 16", "--data.batch_size 16 --data.steps_per_execution 3"
-BY_STEP = "--trainer.val_check_interval 4 --trainer.check_val_every_n_epoch null"
-SGD = "--data.replacement true --model.optimizer sgd --model.lr 0.1"
-RECIPES = {
-    "counted": "--data.steps_per_epoch 5",
-    "counted, in blocks": "--data.steps_per_epoch 5 --data.steps_per_execution 2",
-    "minibatch": MINIBATCH,
-    "minibatch, by step": f"{MINIBATCH} {BY_STEP}",
-    "epochs that are no passes": f"{MINIBATCH} --data.steps_per_epoch 5",
-    "blocks": BLOCKS,
-    "blocks, replacement, sgd": f"{BLOCKS} {SGD}",
-    "replacement, sgd": f"{MINIBATCH} {SGD}",
-    "accumulation": f"{MINIBATCH} --trainer.accumulate_grad_batches 3",
-    "epochs cut short": f"{MINIBATCH} --trainer.limit_train_batches 4",
-    "half epochs": f"{MINIBATCH} --trainer.val_check_interval 0.5",
-}
-REAL = "--trainer.max_steps 200 --trainer.accelerator cpu --trainer.enable_progress_bar false"
-SHORT = REAL.replace("200", "40 --data.steps_per_epoch 10 --data.num_words 2000")
-
-
-class Witness:
-    """Writes down every batch of a training, and kills the process at one of them."""
-
-    def __init__(self, path, kill_at=None):
-        self.path, self.kill_at = path, kill_at
-        self.train_dataloader = NamesDataModule.train_dataloader
-        NamesDataModule.train_dataloader = lambda data: self.watch(self.train_dataloader(data))
-
-    def watch(self, loader):
-        batch, block = loader.batch, loader.block
-
-        def note(first, batches):
-            if self.kill_at is not None and first <= self.kill_at < first + len(batches):
-                os.kill(os.getpid(), signal.SIGKILL)
-            with self.path.open("a") as file:
-                for number, X in enumerate(batches, first):
-                    file.write(f"{number} {hashlib.sha256(X.numpy().tobytes()).hexdigest()[:16]}\n")
-
-        def watched_batch(number):
-            found = batch(number)
-            note(number, found[:1])
-            return found
-
-        def watched_block(first, size):
-            found = block(first, size)
-            note(first, found[0])
-            return found
-
-        loader.batch, loader.block = watched_batch, watched_block
-        return loader
-
-
-def forked(work, folder, *arguments):
-    """Does some work in a process of its own, in a folder; gives the exit status and the seconds that it took."""
-    folder.mkdir(parents=True, exist_ok=True)
-    begin = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.chdir(folder)
-            log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1), os.dup2(log, 2)
-            work(*arguments)
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return child, begin
-
-
-def wait(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def fit(flags, kill_at=None, resume=False):
-    Witness(Path("batches"), kill_at)
-    sys.argv = ["makemore_pl", "fit", *flags.split(), *(["--ckpt_path", "last"] if resume else [])]
-    cli.main()
-
-
-def flat(state, path=""):
-    """All that is in a checkpoint, one line each."""
-    if isinstance(state, dict):
-        for key in sorted(state, key=str):
-            yield from flat(state[key], f"{path}.{key}")
-    elif isinstance(state, (list, tuple)):
-        for index, each in enumerate(state):
-            yield from flat(each, f"{path}[{index}]")
-    elif isinstance(state, torch.Tensor):
-        content = hashlib.sha256(state.contiguous().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
-        yield f"{path} {state.dtype} {tuple(state.shape)} {content}"
-    else:
-        yield f"{path} {state!r}"
-
-
-def digest(path):
-    """SHA-256 over parameters, optimizer, schedule, counters and best scores."""
-    lines = flat(torch.load(path, weights_only=True))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+MINUTES = 12.5
+REAL = f"{QUIET} --trainer.max_steps 200"
+SHORT = f"{QUIET} --trainer.max_steps 40 --data.steps_per_epoch 10 --data.num_words 2000"
+UNTRIED = "not tried for want of time"
 
 
 def batches(folder):
@@ -155,7 +68,7 @@ def completed(folder):
 def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("inf")):
     """Kills toy runs of three epochs at every step."""
     counts = {
-        "steps not tried for want of time": 0,
+        UNTRIED: 0,
         "runs killed": 0,
         "other final state": 0,
         "batch repeated, skipped or changed": 0,
@@ -171,7 +84,7 @@ def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("in
     random.shuffle(points)  # should time run short, all recipes have their share
     for folder, flags, number, whole, expected in points:
         if time.monotonic() > deadline:
-            counts["steps not tried for want of time"] += 1
+            counts[UNTRIED] += 1
             continue
         assert wait(forked(fit, folder, flags, number)[0]) == -signal.SIGKILL
         before, begin, saved = len(batches(folder)), 0, (folder / LAST).exists()
@@ -193,7 +106,7 @@ def kill_at_every_step(root, recipes=tuple(RECIPES), every=1, deadline=float("in
 
 def kill_at_random_times(root, number, flags, deadline=float("inf")):
     """Kills real runs at random times."""
-    counts = {"runs killed": 0, "other final state": 0}
+    counts = {UNTRIED: 0, "runs killed": 0, "other final state": 0}
     begin = time.monotonic()
     assert wait(forked(fit, root / "whole", flags)[0]) == 0, (root / "whole" / "log").read_text()
     seconds, whole = time.monotonic() - begin, digest(root / "whole" / LAST)
@@ -214,6 +127,7 @@ def kill_at_random_times(root, number, flags, deadline=float("inf")):
         assert status == 0 or "this run is finished" in (folder / "log").read_text(), (folder / "log").read_text()
         counts["other final state"] += digest(folder / LAST) != whole
         shutil.rmtree(folder)
+    counts[UNTRIED] = number - counts["runs killed"]
     return counts
 
 
@@ -253,7 +167,7 @@ def linger(command, flags, spot, number, seconds):
 
 
 def interrupt(root, spots=tuple(SPOTS), more=None):
-    """Sends signals in the middle of everything; a run goes on from them to the state of one that never stopped."""
+    """Sends signals in every phase; a run resumed from them ends in the state of one that never stopped."""
     counts = {"signals": 0, "other status": 0, "over ten seconds": 0, "second not at once": 0, "other final state": 0}
     recipes = {"minibatch": {spot: SPOTS[spot][2] for spot in spots}} | (more or {})
     signals, flags, whole = (signal.SIGINT, signal.SIGTERM), {}, {}
@@ -299,6 +213,154 @@ def interrupt(root, spots=tuple(SPOTS), more=None):
             counts["second not at once"] += " at once" not in (folder / "log").read_text()
             assert wait(forked(fit, folder, flags["minibatch"], None, True)[0]) == 0
             counts["other final state"] += digest(folder / LAST) != whole["minibatch"]
+    return counts
+
+
+OWN = {
+    "lr, epochs of seven": "--data.steps_per_epoch 7 --model.lr 0.02",
+    "by step, clipped": f"{MINIBATCH} {BY_STEP} --trainer.gradient_clip_val 0.5",
+    "accumulated": f"{MINIBATCH} --trainer.accumulate_grad_batches 2",
+    "blocks": f"{BLOCKS} --data.steps_per_epoch 10",
+    "64 bits, another order": f"{MINIBATCH} --trainer.precision 64-true --data.order_seed 3 --model.schedule halfway",
+    "cut short, another split": f"{MINIBATCH} --trainer.limit_train_batches 4 --data.split_seed 5",
+}
+"""Recipes that differ from the defaults; each run is over after 30 updates."""
+
+
+def resume_own_recipe(root, number, deadline=float("inf")):
+    """Kills runs at a random step; a run that resumes is told nothing but `--ckpt_path last`."""
+    counts = {UNTRIED: 0, "runs killed": 0, "other end": 0, "other final state": 0, "config changed": 0}
+    whole = {}
+    for run in range(number):
+        if time.monotonic() > deadline:
+            counts[UNTRIED] += 1
+            continue
+        recipe = list(OWN)[run % len(OWN)]
+        flags, folder = f"{SMALL} {OWN[recipe]} --trainer.max_steps 30", root / str(run)
+        if recipe not in whole:
+            assert wait(forked(fit, root / recipe, flags)[0]) == 0, (root / recipe / "log").read_text()
+            whole[recipe] = digest(root / recipe / LAST), len(batches(root / recipe))
+        expected, length = whole[recipe]
+        while not (folder / LAST).exists():  # at which it is killed, and later than the first checkpoint
+            shutil.rmtree(folder, ignore_errors=True)
+            assert wait(forked(fit, folder, flags, random.randrange(length))[0]) == -signal.SIGKILL
+        config = next(folder.rglob("config.yaml")).read_bytes()
+        status, said = done(folder, "fit", "--ckpt_path", "last")
+        assert status == 0 or "this run is finished" in said, said
+        counts["runs killed"] += 1
+        counts["other end"] += torch.load(folder / LAST, weights_only=True)["global_step"] != 30
+        counts["other final state"] += digest(folder / LAST) != expected
+        counts["config changed"] += next(folder.rglob("config.yaml")).read_bytes() != config
+        shutil.rmtree(folder)
+    return counts
+
+
+EARLY = (
+    "trainer: {callbacks: [{class_path: EarlyStopping, init_args: {monitor: val/loss, patience: 1, min_delta: 10}}]}"
+)
+
+
+def resume_after_early_stopping(root, recipes=tuple(RECIPES), deadline=float("inf")):
+    """Resumes runs that EarlyStopping ended: with nothing, with its config, and with more epochs."""
+    counts = {UNTRIED: 0, "resumed": 0, "trained on": 0, "files changed": 0}
+    for recipe in recipes:
+        folder = root / recipe
+        folder.mkdir(parents=True)
+        (folder / "early.yaml").write_text(EARLY)
+        line = f"fit --config early.yaml {SMALL} {RECIPES[recipe]} --trainer.max_epochs 9".split()
+        status, said = done(folder, *line)
+        assert status == 0, said
+        before, step = files(folder), torch.load(folder / LAST, weights_only=True)["global_step"]
+        for more in ([], ["--config", "early.yaml"], ["--trainer.max_epochs", 20]):
+            if time.monotonic() > deadline:
+                counts[UNTRIED] += 1
+                continue
+            status, said = done(folder, "fit", "--ckpt_path", "last", *more)
+            counts["resumed"] += 1
+            counts["trained on"] += status != 2 or f"EarlyStopping ended it at step {step:,}" not in said
+            counts["files changed"] += files(folder) != before
+    return counts
+
+
+def kill_during_output(root, number, checkpoint, deadline=float("inf")):
+    """Kills `predict --sample.output` at random times, every other time not before it has opened a file."""
+    counts = {UNTRIED: 0, "commands killed": 0, "incomplete": 0, "unfinished files": 0, "litter after the next run": 0}
+    line = ["predict", "--ckpt_path", checkpoint, "--sample.num_names", 300_000, "--sample.output", "names.txt"]
+    begin = time.monotonic()
+    status, said = done(root / "whole", *line)
+    assert status == 0, said
+    seconds, whole = time.monotonic() - begin, (root / "whole" / "names.txt").read_bytes()
+    for run in range(number):
+        if time.monotonic() > deadline:
+            counts[UNTRIED] += 1
+            continue
+        folder, before = root / str(run), None
+        folder.mkdir()
+        if run % 4 > 1:
+            before = b"those of an earlier run\n"
+            (folder / "names.txt").write_bytes(before)
+        child, begin = forked(command, folder, line)
+        if run % 2:
+            while not list(folder.glob(".*")) and time.monotonic() - begin < seconds:
+                time.sleep(0.001)
+        time.sleep(random.uniform(0, seconds / (3 if run % 2 else 1)))
+        os.kill(child, signal.SIGKILL)
+        killed = wait(child) == -signal.SIGKILL
+        counts["commands killed"] += killed
+        seconds *= 1 if killed else 0.8
+        names = folder / "names.txt"
+        counts["incomplete"] += (names.read_bytes() if names.exists() else None) not in (before, whole)
+        counts["unfinished files"] += len(list(folder.glob(".*")))
+        status, said = done(folder, *line)
+        assert status == 0, said
+        assert names.read_bytes() == whole
+        counts["litter after the next run"] += sum(path.name not in ("names.txt", "log") for path in folder.iterdir())
+        shutil.rmtree(folder)
+    return counts
+
+
+def members(session):
+    """The processes of a session that live: a zombie does not."""
+    living = []
+    for path in Path("/proc").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.name.isdecimal():
+                state, _, _, its_session = (path / "stat").read_text().rsplit(")", 1)[1].split()[:4]
+                living += [int(path.name)] if int(its_session) == session and state != "Z" else []
+    return living
+
+
+def kill_first_rank(root, number, deadline=float("inf"), patience=10):
+    """Kills the first of two processes 0 to 3 seconds after the other was born; every third time, Ctrl-C to both."""
+    counts = {UNTRIED: 0, "runs ended": 0, "processes left": 0}
+    if not Path("/proc/self/stat").exists():
+        return counts | {UNTRIED: number}
+    line = [sys.executable, "-m", "makemore_pl", "fit", *SMALL.split(), "--trainer.max_steps", "1000000"]
+    line += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    for run in range(number):
+        if time.monotonic() > deadline:
+            counts[UNTRIED] += 1
+            continue
+        folder = root / str(run)
+        folder.mkdir(parents=True)
+        with (folder / "log").open("w") as log:
+            first = subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        while len(members(first.pid)) < 2:
+            assert first.poll() is None, (folder / "log").read_text()
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 3))
+        if run % 3 == 2:
+            os.killpg(first.pid, signal.SIGINT)
+        else:
+            os.kill(first.pid, signal.SIGKILL)
+        end = time.monotonic() + patience
+        while (first.poll() is None or members(first.pid)) and time.monotonic() < end:
+            time.sleep(0.02)
+        counts["runs ended"] += 1
+        counts["processes left"] += len(members(first.pid))
+        with suppress(ProcessLookupError):
+            os.killpg(first.pid, signal.SIGKILL)
+        first.wait()
     return counts
 
 
@@ -380,22 +442,35 @@ def main():
     output = options.output.absolute()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a resumed run is told no accelerator, and these are for the CPU
     random.seed(1)
-    deadline = time.monotonic() + 60 * MINUTES
+    begin = time.monotonic()
     elsewhere = [folder for folder in ("/dev/shm",) if Path(folder).is_dir()]
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         one = root / "one"
         assert wait(forked(fit, one, f"{TOY} {RECIPES['minibatch']}")[0]) == 0, (one / "log").read_text()
         checkpoint, temporaries = one / LAST, [str(root), *elsewhere]
+
+        def by(seconds):
+            """The end of a kind's share of the time, from when it begins."""
+            return time.monotonic() + seconds
+
         if options.share:
             few = "counted", "blocks", "minibatch, by step", "accumulation", "epochs cut short"
             parts = {
                 "mutations of a checkpoint": lambda: hurt_files(root, 300, checkpoint),
                 "kill -9 during saves": lambda: kill_during_saves(root / "saves", 20, checkpoint, temporaries),
+                "kill -9 during predict --sample.output": lambda: kill_during_output(root / "output", 4, one / BEST),
                 "signals": lambda: interrupt(
                     root / "signals", ("a step", "a validation", "a save"), {"blocks": {"a step": 3}}
                 ),
+                "another split": lambda: tampering.resume_on_other_words(root / "split", every=4),
+                "SLURM's file": lambda: tampering.plant_requeued(root / "slurm", every=3),
+                "planted links": lambda: tampering.plant_links(root / "links", 3, one),
+                "kill -9 of the first of two processes": lambda: kill_first_rank(root / "ranks", 2, patience=60),
+                "resumed after EarlyStopping": lambda: resume_after_early_stopping(root / "early", few[:2]),
+                "resumed with its own recipe": lambda: resume_own_recipe(root / "own", len(OWN)),
                 "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=6),
                 "kill -9 at random times": lambda: kill_at_random_times(root / "random", 2, SHORT),
             }
@@ -403,9 +478,18 @@ def main():
             parts = {
                 "mutations of a checkpoint": lambda: hurt_files(root, 1000, checkpoint),
                 "kill -9 during saves": lambda: kill_during_saves(root / "saves", 200, checkpoint, temporaries),
+                "kill -9 during predict --sample.output": lambda: kill_during_output(
+                    root / "output", 40, one / BEST, by(70)
+                ),
                 "signals": lambda: interrupt(root / "signals", more=OTHER_SPOTS),
-                "kill -9 at random times": lambda: kill_at_random_times(root / "random", 20, REAL, deadline - 300),
-                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", deadline=deadline),
+                "another split": lambda: tampering.resume_on_other_words(root / "split", deadline=by(60)),
+                "SLURM's file": lambda: tampering.plant_requeued(root / "slurm", deadline=by(80)),
+                "planted links": lambda: tampering.plant_links(root / "links", 60, one, by(50)),
+                "kill -9 of the first of two processes": lambda: kill_first_rank(root / "ranks", 12, by(110)),
+                "resumed after EarlyStopping": lambda: resume_after_early_stopping(root / "early", deadline=by(40)),
+                "resumed with its own recipe": lambda: resume_own_recipe(root / "own", 40, by(60)),
+                "kill -9 at random times": lambda: kill_at_random_times(root / "random", 20, REAL, by(110)),
+                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", deadline=begin + 60 * MINUTES),
             }
         results = {}
         for name, part in parts.items():
