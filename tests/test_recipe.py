@@ -111,9 +111,7 @@ def test_a_recipe_that_is_none_is_one_line(recipe, folder, call):
     )
 
 
-@pytest.mark.parametrize(
-    "callbacks", [{}, {"Recipe": 3}, {"Recipe": {"trainer": [1]}}, {"Recipe": {"trainer": {"logger": "x"}}}]
-)
+@pytest.mark.parametrize("callbacks", [{}, {"Recipe": {"trainer": [1]}}, {"Recipe": {"trainer": {"logger": "x"}}}])
 def test_a_checkpoint_without_a_recipe_resumes_with_the_flags(callbacks, folder, call):
     assert call("fit", *FEW, "--trainer.max_steps", 4)[0] == 0
     checkpoint = load()

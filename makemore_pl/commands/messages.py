@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-from makemore_pl.commands.help import COMMANDS
+from makemore_pl.commands.help import COMMANDS, RECIPES
 
 LONGEST_ERROR = 2000
 """The most characters of an error that are printed: it may quote a file of any length."""
@@ -103,6 +103,8 @@ def explain(message: str, flags: Iterable[str] = ()) -> str:
         return f"unknown command {match[1]}{proposal or f': expected {either(COMMANDS)}'}"
     if message.startswith('expected "subcommand"'):
         return f"no command: expected {either(COMMANDS)}"
+    if re.match(r"argument -c/--config: expected one argument", message):
+        return f"--config: expected a YAML file, or a recipe: {RECIPES}"
     if match := re.search(r"Importing '(\S+)' is not allowed", message):
         name, logger = match[1], "lightning.pytorch.loggers"
         module = logger if name.startswith(logger) else name.partition(".")[0]
