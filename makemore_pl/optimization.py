@@ -107,8 +107,10 @@ def take_steps(model: Any, X: Any, Y: Any) -> tuple[Tensor, float]:
     """
     optimizer, schedulers = model.optimizers(), as_list(model.lr_schedulers())
     if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers):
-        raise ValueError("ReduceLROnPlateau waits for a metric, and blocks step their schedulers after every update: "
-                         "set steps_per_execution to 1")  # fmt: skip
+        raise ValueError(
+            "ReduceLROnPlateau waits for a metric, and blocks step their schedulers after every update: "
+            "set steps_per_execution to 1"
+        )
     by_hand, lrs, mean = trains_by_hand(model, optimizer.optimizer, Y[0]), [], torch.zeros(())
     for x, y in zip(X, Y, strict=True):
         lrs.append(optimizer.param_groups[0]["lr"])

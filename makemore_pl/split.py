@@ -10,7 +10,7 @@ from typing import Any
 
 from makemore_pl.checkpoint import read
 from makemore_pl.memory import require_memory_to_read
-from makemore_pl.wordlist import STREAM, is_stream, read_pieces
+from makemore_pl.wordlist import STREAM, is_stream, join_pieces, read_pieces
 
 Split = tuple[list[str], list[str], list[str]]
 """The words of train, validation and test."""
@@ -78,10 +78,7 @@ class WordList:
     def all_words(self) -> list[str]:
         """The words of the whole list, which are held from now on."""
         require_memory_to_read(self.source)
-        words = [word for piece in self.read() for word in piece]
-        if not words:
-            raise ValueError(f"{self.source}: no words in this list; expected one a line")
-        return words
+        return join_pieces(self.source, self.read())
 
     @property
     def words(self) -> list[str]:

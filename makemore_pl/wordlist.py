@@ -6,7 +6,7 @@ import re
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
@@ -68,7 +68,16 @@ def read_words(
     Raises:
         ValueError: as `read_pieces`, or if there is no word.
     """
-    words = [word for piece in read_pieces(path, 0, 1, normalization, max_word_length, changed) for word in piece]
+    return join_pieces(path, read_pieces(path, 0, 1, normalization, max_word_length, changed))
+
+
+def join_pieces(path: str | Path, pieces: Iterable[list[str]]) -> list[str]:
+    """Joins the pieces of a list.
+
+    Raises:
+        ValueError: if there is no word; it names the path.
+    """
+    words = [word for piece in pieces for word in piece]
     if not words:
         raise ValueError(f"{path}: no words in this list; expected one a line")
     return words

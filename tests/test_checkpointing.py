@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule
 
 from makemore_pl import MLP
 from makemore_pl.checkpoint import BrokenCheckpointError, load
-from makemore_pl.durable import checkpoints as checkpointing
+from makemore_pl.durable import files
 from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints, lock
 
 # Files.
@@ -307,7 +307,7 @@ def test_a_run_draws_from_no_generator_of_the_process(call, monkeypatch, tmp_pat
     assert states() == before
 
 
-@pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
+@pytest.mark.skipif(files.fcntl is None, reason="needs fcntl, which Windows has not")
 def test_a_run_that_resumes_in_its_folder_locks_it(runs, call):
     held = lock(runs[1])
     before = {path: path.read_bytes() for path in runs[1].iterdir()}
@@ -319,13 +319,13 @@ def test_a_run_that_resumes_in_its_folder_locks_it(runs, call):
     assert call("fit", "--ckpt_path", "last", "--trainer.max_steps", 9)[0] == 0
 
 
-@pytest.mark.skipif(checkpointing.fcntl is None, reason="needs fcntl, which Windows has not")
+@pytest.mark.skipif(files.fcntl is None, reason="needs fcntl, which Windows has not")
 def test_the_next_start_removes_what_killed_runs_left(runs, call):
     litter = [folder / ".last.ckpt.0123456789abcdef.partial" for folder in runs]
     for path in litter:
         path.touch()
     with litter[0].open() as file:  # a process that still writes it
-        checkpointing.fcntl.flock(file, checkpointing.fcntl.LOCK_EX)
+        files.fcntl.flock(file, files.fcntl.LOCK_EX)
         assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0
         assert [path.exists() for path in litter] == [True, False]
     assert call("fit", "--data.num_words", 50, "--trainer.max_steps", 1)[0] == 0

@@ -39,17 +39,23 @@ WRITERS = {
 }
 
 
+@pytest.fixture
+def victim(tmp_path, monkeypatch):
+    """A file that links lead to, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "victim"
+    path.write_text("precious")
+    return path
+
+
 def source(writer, trained):
     return [] if writer == "fit" else ["--ckpt_path", trained]
 
 
 @posix
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_planted_link_is_not_followed(writer, trained, call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_planted_link_is_not_followed(writer, trained, call, victim):
     path, arguments = Path(WRITERS[writer][0]), WRITERS[writer][1]
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
     path.parent.mkdir(exist_ok=True)
     names = [path.name, "best.ckpt", "probe"] if writer == "fit" else [path.name]
     for name in names:
@@ -64,9 +70,7 @@ def test_a_planted_link_is_not_followed(writer, trained, call, tmp_path, monkeyp
 
 
 @posix
-def test_a_link_that_was_planted_during_the_run_is_not_followed(tmp_path):
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
+def test_a_link_that_was_planted_during_the_run_is_not_followed(victim, tmp_path):
     (tmp_path / f".last.ckpt.{os.getpid()}.partial").symlink_to(victim)
     WholeCheckpoints().save_checkpoint({"global_step": 1}, tmp_path / "last.ckpt")
     assert victim.read_text() == "precious"
@@ -75,11 +79,8 @@ def test_a_link_that_was_planted_during_the_run_is_not_followed(tmp_path):
 
 @posix
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_link_is_not_followed_even_if_its_name_was_guessed(writer, trained, call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_link_is_not_followed_even_if_its_name_was_guessed(writer, trained, call, victim, monkeypatch):
     path, arguments = Path(WRITERS[writer][0]), WRITERS[writer][1]
-    victim = tmp_path / "victim"
-    victim.write_text("precious")
     path.parent.mkdir(exist_ok=True)
     monkeypatch.setattr(secrets, "token_hex", lambda size: "0" * 2 * size)
     name = "probe" if writer == "fit" else path.name

@@ -14,12 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.checkpoint import DIGEST, SEAL, load
-from makemore_pl.durable.files import new_file, remove_litter, write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from makemore_pl.durable.files import lock, new_file, remove_litter, write_whole
 
 LITTER = r"(.+\.ckpt|probe)"
 """The names of temporary files that this project makes in a folder of checkpoints, as a regular expression."""
@@ -155,25 +150,6 @@ class CheckpointFolder(Callback):
         if self.locked is not None:
             os.close(self.locked)
             self.locked = None
-
-
-def lock(folder: Path) -> int | None:
-    """Locks a folder until the returned descriptor is closed or the process ends.
-
-    Returns:
-        The descriptor; None if another process has the lock. Where the system has no locks, always a descriptor.
-    """
-    if fcntl is None:
-        return os.open(os.devnull, os.O_RDONLY)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    except OSError:
-        pass  # some network disks have no locks
-    return descriptor
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, whenever the process or the machine stops; also where others may write."""
+"""Files that are complete or absent, whenever the process or the machine stops; also where others may write. Locks."""
 
 import contextlib
 import errno
@@ -119,6 +119,25 @@ def remove_abandoned(path: Path) -> None:
             path.unlink()
     finally:
         os.close(descriptor)
+
+
+def lock(folder: Path) -> int | None:
+    """Locks a folder until the returned descriptor is closed or the process ends.
+
+    Returns:
+        The descriptor; None if another process has the lock. Where the system has no locks, always a descriptor.
+    """
+    if fcntl is None:
+        return os.open(os.devnull, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass  # some network disks have no locks
+    return descriptor
 
 
 def is_pipe_or_device(path: Path) -> bool:
