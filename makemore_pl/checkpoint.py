@@ -254,6 +254,9 @@ class FromCheckpoint:
 
     CHECKPOINT_HYPER_PARAMS_KEY: str
 
+    def continue_from(self, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+        """Takes what a module needs from a checkpoint beside its hyperparameters and weights."""
+
     @classmethod
     def load_from_checkpoint(
         cls,
@@ -286,4 +289,5 @@ class FromCheckpoint:
             require_tensors(checkpoint_path, checkpoint["state_dict"], made.state_dict())
             made.load_state_dict(checkpoint["state_dict"])
             made.to(map_location)
+        made.continue_from(checkpoint_path, checkpoint)
         return made

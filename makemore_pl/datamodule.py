@@ -4,7 +4,7 @@ Over 300 lines: a fifth of it documents the options.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,8 @@ from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.sampling import NextLogits, Sampler
-from makemore_pl.split import WordList, require_same_split
+from makemore_pl.split import WordList
+from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import WORDS_PER_PART, add_counts, build_windows, count_words
 from makemore_pl.wordlist import STREAM, Normalization, is_stream, shipped
@@ -74,6 +75,8 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         normalization: the Unicode form that words are put into, so that letters that look the same are the same:
             `NFC` has é as one character; `none` leaves words as they are.
         max_word_length: the most characters of a word.
+        other_words: resume or evaluate on words other than those of the checkpoint, some of which it may have been
+            trained on: the losses are then too low. Its later checkpoints keep a record of both for good.
 
     Raises:
         ValueError: if the list cannot be used, a size or share is out of range, `counted` is set with a batch size, or
@@ -101,6 +104,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         order_seed: int = 2147483647,
         normalization: Normalization = "NFC",
         max_word_length: int = 1000,
+        other_words: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"num_words": num_words, "block_size": block_size, "batch_size": batch_size}
@@ -126,7 +130,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         if path is not None:  # the checkpoint keeps it, and may be used in another folder
             path = STREAM if is_stream(source) else str(Path(path).absolute())
         # Saved for validate and test; not logged, since model and data share keys.
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore="other_words")
         self.list = WordList(
             source, in_pieces=split == "hashed" and counted and num_words is None, options=self.hparams
         )
@@ -134,6 +138,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
         self.counts: dict[str, tuple[Tensor, Tensor]] = {}
         self.teacher: NextLogits | None = None
+        self.other_words = other_words
+        self.checkpoint = ""
+        self.trained_on: list[Record] = []  # the words that the weights of the checkpoint were trained on
 
     @property
     def words(self) -> list[str]:
@@ -151,7 +158,12 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         return self.list.in_pieces
 
     def where(self, words: Sequence[str]) -> list[str]:
-        """Returns the split of each word: the first of `train`, `val` and `test` that has it, or `new`."""
+        """Returns the split of each word: the first of `train`, `val` and `test` that has it, or `new`.
+
+        Raises:
+            ValueError: if the list cannot be read, or its words are not those of the checkpoint.
+        """
+        self.require_same_words()
         return self.list.where(words)
 
     def unseen(self, split: str) -> list[str] | None:
@@ -167,12 +179,61 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
     def vocabulary(self) -> Vocabulary:
         """The characters that were given, or those of the whole list, even if only few of its words are in use."""
         given = self.hparams["vocabulary"]
-        return Vocabulary.from_words(self.list.characters()) if given is None else Vocabulary(given)
+        return Vocabulary.from_words(self.list.characters) if given is None else Vocabulary(given)
+
+    def continue_from(self, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+        """Takes the records of the words that a checkpoint was trained on, for `require_same_words`.
+
+        Args:
+            path: of the checkpoint, for the errors.
+            checkpoint: its content.
+
+        Raises:
+            ValueError: if its records have another form.
+        """
+        self.checkpoint, self.trained_on = str(path), find_records(str(path), checkpoint)
+
+    def difference(self, reads: bool = True) -> str | None:
+        """Says in which way the words of the checkpoint differ from these; None if there is no difference.
+
+        Args:
+            reads: whether to read the list and compare its words; if not, the hyperparameters are compared.
+        """
+        return difference(self.trained_on, record(self.hparams, self.list.digest if reads else None))
+
+    def require_same_words(self, reads: bool = True) -> None:
+        """Refuses words other than those of the checkpoint, if there is one, unless `other_words` is set.
+
+        Raises:
+            ValueError: if the words differ, or that cannot be verified.
+        """
+        if self.trained_on and not self.other_words and (why := self.difference(reads)) is not None:
+            raise ValueError(f"{self.checkpoint}: {why}; keep its words, or accept others with --data.other_words")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the records of all words that the weights were trained on."""
+        ours = record(self.hparams, self.list.digest)
+        return {KEY: [*(each for each in self.trained_on if difference([each], ours)), ours]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes from the checkpoint of this state.
+
+        Raises:
+            ValueError: if it was trained on other words.
+        """
+        self.continue_from(self.trainer.ckpt_path or "the checkpoint", {"": state_dict})  # type: ignore[union-attr]
+        self.require_same_words()
 
     def setup(self, stage: str) -> None:
-        """Builds the tensors of the splits that the stage needs, on the device of the Trainer if there is one."""
+        """Builds the tensors of the splits that the stage needs, on the device of the Trainer if there is one.
+
+        Raises:
+            ValueError: if the list cannot be used, or its words are not those of the checkpoint.
+        """
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
         # Evaluation needs no order, so it always takes the counted form: the same figures in less time.
+        if splits:
+            self.require_same_words()
         windows, smoothing = "train" in splits and not self.hparams["counted"], self.hparams["smoothing"]
         views = self.count(*(split for split in splits if split != "train" or not windows or smoothing))
         if windows:
@@ -200,7 +261,8 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         for name, ours in [("vocabulary", self.vocabulary.characters), ("block_size", self.hparams["block_size"])]:
             if found[name] != ours:
                 raise ValueError(f"teacher {path}: its {name} is {found[name]!r}, that of the data {ours!r}")
-        require_same_split(path, self.hparams)
+        if (why := difference(read_records(path), record(self.hparams, self.list.digest))) is not None:
+            raise ValueError(f"teacher {path}: {why}; take a teacher that was trained on the same words")
         self.teacher = teacher
 
     def _expect(self, X: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Words -> train, validation and test, shuffled or by a hash; whether a checkpoint was trained on the same words."""
+"""Words -> train, validation and test, shuffled or by a hash."""
 
 import hashlib
 import random
@@ -8,37 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from makemore_pl.checkpoint import read
 from makemore_pl.memory import require_memory_to_read
 from makemore_pl.wordlist import STREAM, is_stream, join_pieces, read_pieces
 
 Split = tuple[list[str], list[str], list[str]]
 """The words of train, validation and test."""
-
-SPLIT = ["path", "num_words", "normalization", "split", "unique", "split_seed", "train_fraction", "val_fraction"]
-"""The hyperparameters of a NamesDataModule that decide which words are trained on."""
-
-
-def require_same_split(path: str, ours: Mapping[str, Any]) -> None:
-    """Refuses a checkpoint that was trained on other words: some of ours to validate on may be among them.
-
-    Lists are compared by their paths, so a list that has changed since is not noticed.
-
-    Args:
-        path: the checkpoint.
-        ours: the hyperparameters of our data.
-
-    Raises:
-        ValueError: if the words differ, or that cannot be verified.
-    """
-    theirs = read(path).get("datamodule_hyper_parameters", {})
-    if STREAM in (theirs.get("path"), ours["path"]):
-        raise ValueError(
-            f"{path}: cannot verify that it was trained on the same split: a word list came from stdin; pass a file"
-        )
-    for name in SPLIT:
-        if theirs.get(name) != ours[name]:
-            raise ValueError(f"{path}: trained on other words: its {name} is {theirs.get(name)}, not {ours[name]}")
 
 
 class WordList:
@@ -85,13 +59,28 @@ class WordList:
         """The words in use, in the order of the list."""
         return self.all_words[: self.options["num_words"]]
 
+    @property
     def characters(self) -> set[str]:
-        """Returns the characters of the whole list."""
-        pieces = self.read() if self.in_pieces else [self.all_words]
-        characters: set[str] = set().union(*(set("".join(piece)) for piece in pieces))
+        """The characters of the whole list."""
+        return self._contents[0]
+
+    @property
+    def digest(self) -> str:
+        """A hash of the words of the whole list, in order."""
+        return self._contents[1]
+
+    @cached_property
+    def _contents(self) -> tuple[set[str], str]:
+        """Both, from one reading."""
+        characters, digest = set[str](), hashlib.blake2b(digest_size=16)
+        for piece in self.read() if self.in_pieces else [self.all_words]:
+            text = "\n".join([*piece, ""])
+            characters.update(text)
+            digest.update(text.encode())
+        characters.discard("\n")
         if not characters:
             raise ValueError(f"{self.source}: no words in this list; expected one a line")
-        return characters
+        return characters, digest.hexdigest()
 
     @cached_property
     def splits(self) -> dict[str, list[str]]:

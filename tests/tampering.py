@@ -41,7 +41,7 @@ LISTS = {
 
 
 def resume_on_other_words(root, every=1, deadline=float("inf")):
-    """Resumes and evaluates with another split, and resumes with a changed list: each is to be refused."""
+    """Resumes and evaluates with another split, and with a changed list: each is to be refused."""
     counts = {UNTRIED: 0, "commands": 0, "accepted": 0, "files changed": 0}
     base, names = root / "base", (ROOT / "names.txt").read_text(encoding="utf-8").split("\n")
     base.mkdir(parents=True)
@@ -61,7 +61,7 @@ def resume_on_other_words(root, every=1, deadline=float("inf")):
         assert status == 0, said
         shutil.rmtree(root / "same")
     cases = [(*commands[name], *asked) for name in commands for asked in ASKED.values()]
-    cases += [(*commands[name], changed) for name in ("fit", "fit from a file") for changed in LISTS.values()]
+    cases += [(*line, changed) for line in commands.values() for changed in LISTS.values()]
     for case in cases[::every]:
         if time.monotonic() > deadline:
             counts[UNTRIED] += 1
@@ -70,13 +70,14 @@ def resume_on_other_words(root, every=1, deadline=float("inf")):
         shutil.copytree(base, folder)
         if callable(case[-1]):
             *case, change = case
-            (folder / "words.txt").write_text("\n".join(change(words)))
+            (base / "words.txt").write_text("\n".join(change(words)))  # the checkpoint has its absolute path
         before = files(folder)
         status, said = done(folder, *case)
         counts["commands"] += 1
         counts["accepted"] += status != 2 or "finished" in said
         counts["files changed"] += files(folder) != before
         shutil.rmtree(folder)
+        (base / "words.txt").write_text("\n".join(words))
     return counts
 
 

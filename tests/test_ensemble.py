@@ -88,5 +88,6 @@ def test_a_checkpoint_of_the_average_is_tested_like_any(tmp_path, call, monkeypa
     other = "lightning_logs/version_2/checkpoints/best.ckpt"
     status, _, err = call("export", "--ckpt_path", first, "--average", f"[{other}]", "--output", "wrong.ckpt")
     assert status == 2
-    assert err.endswith(f"error: {other}: trained on other words: its split_seed is 7, not 42\n")
+    why = "trained on other words: its split_seed is 7, not 42; average networks trained on the same words"
+    assert err.endswith(f"error: {other}: {why}\n")
     assert not (tmp_path / "wrong.ckpt").exists()

@@ -153,6 +153,7 @@ def test_novel_can_be_told_from_a_list_too_short_to_split(predict, tmp_path):
     (tmp_path / "few.txt").write_text("\n".join(ordinary[:2]))
     novel = [name for name in ordinary if name not in ordinary[:2]]
     flags = ["--sample.num_names", len(novel), "--sample.novel", "--data.path", tmp_path / "few.txt"]
+    flags += ["--data.other_words"]
     assert predict(*flags).split() == novel
 
 

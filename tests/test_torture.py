@@ -26,6 +26,7 @@ def counts(tmp_path_factory):
         ("mutations of a checkpoint", "mutations", 300, {"loaded silently"}),
         ("kill -9 during saves", "saves killed", 20, {"broken", "litter after the next start"}),
         ("kill -9 during predict --sample.output", "commands killed", 1, {"incomplete", "litter after the next run"}),
+        ("another split", "commands", 8, {"accepted", "files changed"}),
         ("SLURM's file", "commands", 20, {"code ran", "other result", "not named"}),
         ("planted links", "links planted", 20, {"files elsewhere written"}),
         ("kill -9 of the first of two processes", "runs ended", 2, {"processes left"}),

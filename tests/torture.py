@@ -465,6 +465,7 @@ def main():
                 "signals": lambda: interrupt(
                     root / "signals", ("a step", "a validation", "a save"), {"blocks": {"a step": 3}}
                 ),
+                "another split": lambda: tampering.resume_on_other_words(root / "split", every=5),
                 "SLURM's file": lambda: tampering.plant_requeued(root / "slurm", every=3),
                 "planted links": lambda: tampering.plant_links(root / "links", 3, one),
                 "kill -9 of the first of two processes": lambda: kill_first_rank(root / "ranks", 2, patience=60),

@@ -232,6 +232,12 @@ class CLI(LightningCLI):
         if self.checkpoint is None:
             return
         require_tensors(options.ckpt_path, self.checkpoint["state_dict"], self.model.state_dict())
+        data.continue_from(options.ckpt_path, self.checkpoint)
+        # Sampling and exporting need no list: words that `predict` looks up are compared then.
+        reads = self.subcommand in ("fit", "validate", "test")
+        data.require_same_words(reads)
+        if data.other_words and (why := data.difference(reads)) is not None:
+            say(f"warning: {options.ckpt_path}: {why}: losses may be too low")
         if self.subcommand == "fit":
             self.model.automatic_optimization = data.hparams["steps_per_execution"] == 1
             require_resumable(options.ckpt_path, self.checkpoint, self.model, self.trainer)

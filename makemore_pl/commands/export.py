@@ -4,7 +4,7 @@ import base64
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -22,7 +22,7 @@ from makemore_pl.durable.checkpoints import pack
 from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
-from makemore_pl.split import require_same_split
+from makemore_pl.trained_on import KEY, Record, record, require_same_split
 
 
 def export_average(
@@ -43,15 +43,18 @@ def export_average(
     if not trainer.is_global_zero:
         return
     data: Mapping[str, Any] = datamodule.hparams
+    trained_on = datamodule.trained_on or [record(data, None)]
     models = [model]
     for path in average or []:
         models.append(MLP.load_from_checkpoint(path, "cpu"))
-        require_same_split(path, data)
-    export(combine(models) if average else model, output, data)
+        require_same_split(path, trained_on)
+    export(combine(models) if average else model, output, data, trained_on)
     say(f"{output}: {Path(output).stat().st_size:,} bytes")
 
 
-def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:
+def export(
+    model: MLP, output: str | Path, data: Mapping[str, Any] | None = None, trained_on: Sequence[Record] = ()
+) -> None:
     """Writes the model into one file, in the format that its ending names.
 
     `.html`: an interactive page for any browser, without a network or a server. `.onnx`: X (B, T) int64 -> logits
@@ -63,6 +66,7 @@ def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None
         model: a trained one, on any device.
         output: the file to write.
         data: the hyperparameters of its NamesDataModule, which a checkpoint keeps.
+        trained_on: the records of the words that it was trained on, which a checkpoint keeps.
 
     Raises:
         ValueError: if the name ends otherwise, the file cannot be written, a package is missing, or a weight is not a
@@ -73,7 +77,7 @@ def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None
         ".html": as_page,
         ".onnx": as_onnx,
         ".safetensors": as_safetensors,
-        ".ckpt": partial(as_checkpoint, data=data or {}),
+        ".ckpt": partial(as_checkpoint, data=data or {}, trained_on=trained_on),
     }
     if output.suffix.lower() not in formats:
         raise ValueError(f"{output}: expected a name that ends in {', '.join(formats)}")
@@ -109,12 +113,13 @@ def as_page(model: MLP) -> bytes:
     return f"{before}{text}{after}".encode()
 
 
-def as_checkpoint(model: MLP, data: Mapping[str, Any]) -> memoryview:
-    """Packs the model and the hyperparameters of its data as Lightning does, without the state of the training."""
+def as_checkpoint(model: MLP, data: Mapping[str, Any], trained_on: Sequence[Record]) -> memoryview:
+    """Packs the model, the hyperparameters of its data and its records as Lightning does, without the optimizer."""
     checkpoint = {
         "state_dict": model.state_dict(),
         "hyper_parameters": dict(model.hparams),
         "datamodule_hyper_parameters": dict(data),
+        **({NamesDataModule.__qualname__: {KEY: list(trained_on)}} if trained_on else {}),
         "pytorch-lightning_version": lightning.__version__,
         "epoch": 0,
         "global_step": 0,

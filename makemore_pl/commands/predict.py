@@ -89,7 +89,7 @@ class Request(Sampler):
                 self.where([""])
             except ValueError as error:
                 raise ValueError(
-                    f"{error} (novel, jsonl and csv look names up there; --data.path names another)"
+                    f"{error} (novel, jsonl and csv look names up in the list; --data.path, if it was moved)"
                 ) from None
 
 
