@@ -19,6 +19,7 @@ from makemore_pl.checkpoint import FromCheckpoint, refuse_url
 from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
+from makemore_pl.options import require_sizes
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList
 from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
@@ -107,11 +108,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         other_words: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"num_words": num_words, "block_size": block_size, "batch_size": batch_size}
-        sizes |= {"steps_per_epoch": steps_per_epoch, "steps_per_execution": steps_per_execution}
-        for name, size in [*sizes.items(), ("max_word_length", max_word_length)]:
-            if size is not None and size < 1:
-                raise ValueError(f"{name} is {size}: expected 1 or more")
+        require_sizes(num_words=num_words, block_size=block_size, batch_size=batch_size)
+        require_sizes(steps_per_epoch=steps_per_epoch, steps_per_execution=steps_per_execution)
+        require_sizes(max_word_length=max_word_length)
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing is {smoothing:g}: expected a share from 0 to 1")
         if teacher is not None:

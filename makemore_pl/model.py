@@ -5,7 +5,7 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 
 import string
 from collections.abc import Sequence
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,22 @@ from makemore_pl.checkpoint import FromCheckpoint
 from makemore_pl.gradient import tanh
 from makemore_pl.memory import require_memory
 from makemore_pl.metrics import Evaluation, KeepMetrics, count
-from makemore_pl.optimization import Schedule, ScheduleName, number_of_steps, take_steps, takes_blocks
+from makemore_pl.optimization import (
+    EndOfRun,
+    OptimizerName,
+    ScheduleName,
+    loss_and_mean,
+    make_optimizer,
+    make_schedule,
+    require_optimizer,
+    take_steps,
+    takes_blocks,
+)
+from makemore_pl.options import require_choice, require_fit, require_same_run, require_sizes
 from makemore_pl.sampling import Draw, Sampler, score_words
 from makemore_pl.vocabulary import Vocabulary
 
 Init = Literal["lecture", "scaled"]
-Optimizer = Literal["adamw", "sgd"]
 
 
 class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
@@ -58,28 +68,16 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         hidden_size: int = 200,
         init: Init = "scaled",
         seed: int = 2147483647,
-        optimizer: Optimizer = "adamw",
+        optimizer: OptimizerName = "adamw",
         lr: float = 0.04,
         schedule: ScheduleName = "linear",
         weight_decay: float = 0.3,
         momentum: float = 0.85,
     ) -> None:
         super().__init__()
-        for name, size in [("block_size", block_size), ("embedding_dim", embedding_dim), ("hidden_size", hidden_size)]:
-            if size < 1:
-                raise ValueError(f"{name} is {size}: expected 1 or more")
-        for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name} is {value:g}: expected 0 or more")
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum is {momentum:g}: expected 0 or more, less than 1")
-        for name, choice, choices in [
-            ("init", init, Init),
-            ("optimizer", optimizer, Optimizer),
-            ("schedule", schedule, ScheduleName),
-        ]:
-            if choice not in get_args(choices):
-                raise ValueError(f"{name} is {choice}: expected {' or '.join(get_args(choices))}")
+        require_sizes(block_size=block_size, embedding_dim=embedding_dim, hidden_size=hidden_size)
+        require_choice("init", init, Init)
+        require_optimizer(optimizer, schedule, lr, weight_decay, momentum)
         if not -(2**63) <= seed < 2**63:
             raise ValueError(f"seed is {seed}: expected a number of 64 bits, with its sign")
         self.save_hyperparameters()
@@ -134,7 +132,7 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         return nll / count(Y) if reduction == "mean" else nll
 
     def configure_callbacks(self) -> list[Callback]:
-        return [KeepMetrics()]
+        return [KeepMetrics(), EndOfRun()]
 
     def setup(self, stage: str) -> None:
         """Prepares a run.
@@ -158,7 +156,7 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         """
         X, Y = batch
         if self.automatic_optimization:
-            loss, mean = self.loss_and_mean(X, Y)
+            loss, mean = loss_and_mean(self, X, Y)
         else:
             mean, lr = take_steps(self, X, Y)
             loss = mean
@@ -167,30 +165,10 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         self.log("train/loss", mean, prog_bar=True)
         return loss
 
-    def loss_and_mean(self, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-        """Computes the loss to differentiate, and the mean loss over all devices."""
-        nll, windows = self.loss(self(X), Y, reduction="sum"), count(Y)
-        if self.trainer.world_size == 1:
-            return nll / windows, nll.detach() / windows
-        # Devices may hold unequal shares of the batch, and their gradients are averaged: divided by the windows of the
-        # average device, they give the gradient of the mean over all windows. In one exchange, exact.
-        together = torch.stack([nll.detach().double(), windows.double()])
-        mean_nll, mean_windows = self.trainer.strategy.reduce(together, reduce_op="mean").to(nll.dtype)
-        return nll / mean_windows, mean_nll / mean_windows
-
     @property
     def is_plain(self) -> bool:
         """Whether a subclass has changed neither the network nor its loss."""
         return (type(self).forward, type(self).hidden, type(self).loss) == (MLP.forward, MLP.hidden, MLP.loss)
-
-    def on_fit_start(self) -> None:
-        """Continues after one of Lightning's finders, which trains to a limit of its own and stops the Trainer."""
-        self.trainer.should_stop = False
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Has the final weights validated and saved, also where the last step lies inside an epoch."""
-        if self.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         X, Y = batch
@@ -238,46 +216,11 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         return Draw(sampler, self, self.vocabulary, self.block_size, self.device)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer()
-        hparams, steps = self.hparams, number_of_steps(self.trainer)
-        schedule = Schedule(optimizer, hparams["schedule"], steps, lambda: hparams["lr"])
+        optimizer = make_optimizer(self)
+        schedule = make_schedule(optimizer, self)
         if not self.automatic_optimization:
             return [optimizer], [schedule]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Makes the optimizer without its schedule."""
-        lr, momentum, weight_decay = (self.hparams[name] for name in ("lr", "momentum", "weight_decay"))
-        if self.hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(self.parameters(), lr, fused=True)
-        betas = momentum, 1 - (1 - momentum) / 3
-        return torch.optim.AdamW(self.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Holds a resumed run to its alphabet, and to blocks of updates or none.
-
-        Raises:
-            ValueError: if one is another.
-        """
-        theirs, ours = checkpoint["hyper_parameters"]["vocabulary"], self.hparams["vocabulary"]
-        if theirs != ours:
-            raise ValueError(f"the checkpoint's characters are {theirs!r}, those of the list {ours!r}")
-        before = checkpoint.get("datamodule_hyper_parameters", {}).get("steps_per_execution", 1)
-        if "loops" in checkpoint and (before == 1) != self.automatic_optimization:
-            raise ValueError(f"steps_per_execution: the checkpoint has {before}; a run keeps to blocks, or to none")
-
-
-def require_fit(model: MLP, data: Any) -> None:
-    """Checks that data, if there is any, has the block size and the characters of a model.
-
-    Raises:
-        ValueError: if not; it names both.
-    """
-    hparams = getattr(data, "hparams", {})
-    pairs = {
-        "block_size": (model.block_size, hparams.get("block_size")),
-        "vocabulary": (model.vocabulary.characters, getattr(getattr(data, "vocabulary", None), "characters", None)),
-    }
-    for name, (ours, theirs) in pairs.items():
-        if theirs not in (None, ours):
-            raise ValueError(f"the model's {name} is {ours!r}, that of the data {theirs!r}")
+        require_same_run(self, checkpoint)

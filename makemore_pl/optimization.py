@@ -1,4 +1,4 @@
-"""The learning rate over a run, and blocks: several updates in one batch of the Trainer's.
+"""Optimizers and learning rates over a run, and blocks: several updates in one batch of the Trainer's.
 
 Shapes: K updates, B batch, T block size (context length), V vocabulary size.
 """
@@ -8,13 +8,40 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from makemore_pl.gradient import sgd_steps
+from makemore_pl.metrics import count
+from makemore_pl.options import require_choice
 
+OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["constant", "linear", "halfway"]
+
+
+def require_optimizer(optimizer: str, schedule: str, lr: float, weight_decay: float, momentum: float) -> None:
+    """Checks the options of an MLP that concern its optimizer.
+
+    Raises:
+        ValueError: if one is out of its range.
+    """
+    require_choice("optimizer", optimizer, OptimizerName)
+    require_choice("schedule", schedule, ScheduleName)
+    for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
+        if not 0 <= value < math.inf:
+            raise ValueError(f"{name} is {value:g}: expected 0 or more")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum is {momentum:g}: expected 0 or more, less than 1")
+
+
+def make_optimizer(model: Any) -> torch.optim.Optimizer:
+    """Makes the optimizer of an MLP, without its schedule."""
+    lr, momentum, weight_decay = (model.hparams[name] for name in ("lr", "momentum", "weight_decay"))
+    if model.hparams["optimizer"] == "sgd":
+        return torch.optim.SGD(model.parameters(), lr, fused=True)
+    betas = momentum, 1 - (1 - momentum) / 3
+    return torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
 
 
 class Schedule(LRScheduler):
@@ -67,6 +94,11 @@ def lr_factor(name: ScheduleName, step: int, steps: float) -> float:
     return max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))
 
 
+def make_schedule(optimizer: torch.optim.Optimizer, model: Any) -> Schedule:
+    """Makes the learning-rate schedule of an MLP that is attached to its Trainer."""
+    return Schedule(optimizer, model.hparams["schedule"], number_of_steps(model.trainer), lambda: model.hparams["lr"])
+
+
 def number_of_steps(trainer: Trainer) -> float:
     """Computes the updates of the whole run; infinite if only time ends it."""
     steps = trainer.estimated_stepping_batches  # this loads the loader
@@ -89,6 +121,40 @@ def takes_blocks(trainer: Trainer) -> bool:
     if updates > 1 and (trainer.accumulate_grad_batches > 1 or trainer.gradient_clip_val):
         raise ValueError(f"steps_per_execution is {updates}: expected 1 where gradients are accumulated or clipped")
     return updates > 1
+
+
+class EndOfRun(Callback):
+    """Ends a run at its last update, wherever that lies in an epoch, and not before."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Continues after one of Lightning's finders, which trains to a limit of its own and stops the Trainer."""
+        trainer.should_stop = False
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Has the final weights validated and saved, also where the last step lies inside an epoch."""
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+
+def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Computes the loss to differentiate, and the mean loss over all devices.
+
+    Args:
+        model: an MLP, attached to its Trainer.
+        X: (B, T) int64 contexts.
+        Y: (B,) int64 next characters, or (B, V) counts.
+
+    Returns:
+        Two scalars.
+    """
+    nll, windows = model.loss(model(X), Y, reduction="sum"), count(Y)
+    if model.trainer.world_size == 1:
+        return nll / windows, nll.detach() / windows
+    # Devices may hold unequal shares of the batch, and their gradients are averaged: divided by the windows of the
+    # average device, they give the gradient of the mean over all windows. In one exchange, exact.
+    together = torch.stack([nll.detach().double(), windows.double()])
+    mean_nll, mean_windows = model.trainer.strategy.reduce(together, reduce_op="mean").to(nll.dtype)
+    return nll / mean_windows, mean_nll / mean_windows
 
 
 def take_steps(model: Any, X: Any, Y: Any) -> tuple[Tensor, float]:
@@ -116,7 +182,7 @@ def take_steps(model: Any, X: Any, Y: Any) -> tuple[Tensor, float]:
         lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.zero_grad()
         if not by_hand:
-            loss, mean = model.loss_and_mean(x, y)
+            loss, mean = loss_and_mean(model, x, y)
             model.manual_backward(loss)
         optimizer.step()  # by hand there is no gradient: the step is only counted
         for scheduler in schedulers:

@@ -15,6 +15,7 @@ from makemore_pl.commands.messages import command_line, say
 from makemore_pl.commands.threads import choose_threads, products
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
+from makemore_pl.optimization import make_optimizer
 from makemore_pl.pictures.figures import draw_learning_rates
 
 LOWEST, HIGHEST = 0.001, 1.0
@@ -95,7 +96,7 @@ def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequenc
     data.trainer = trainer
     data.setup("fit")
     trainer.precision_plugin.convert_module(model.to(trainer.strategy.root_device))
-    batches, optimizer, losses = data.train_dataloader(), model.make_optimizer(), []
+    batches, optimizer, losses = data.train_dataloader(), make_optimizer(model), []
     choose_threads(products(batches, model))
     for step, lr in enumerate(lrs):
         X, Y = trainer.precision_plugin.convert_input(batches.batch(step))

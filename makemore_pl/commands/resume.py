@@ -15,7 +15,7 @@ from makemore_pl.commands.messages import say
 from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints, stopped_early
 from makemore_pl.durable.runs import PLACES, find
 from makemore_pl.model import MLP
-from makemore_pl.optimization import Schedule
+from makemore_pl.optimization import Schedule, make_optimizer
 
 
 def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
@@ -197,7 +197,7 @@ def require_saved_state(path: str, checkpoint: dict[str, Any], model: MLP, train
     if averages or type(model).configure_optimizers is not MLP.configure_optimizers:
         return  # the form of the optimizers and schedulers is not known
 
-    optimizer = model.make_optimizer()
+    optimizer = make_optimizer(model)
     require_form("lr_schedulers", schedules, [Schedule(optimizer, "constant", 1, lambda: 1.0).state_dict()])
     require(schedules[0]["last_epoch"] == step, "lr_schedulers.0.last_epoch")
     require_form("optimizer_states", states, [{"state": dict, "param_groups": [dict]}])
