@@ -1,11 +1,16 @@
-"""A checkpoint file -> plain values and tensors. No code in it runs, and it takes no more memory than it has bytes."""
+"""A checkpoint file -> plain values and tensors. No code in it runs, and it takes no more memory than it has bytes.
+
+Over 300 lines: reading and checking are in one file, since nothing of a checkpoint is used before it is checked.
+"""
 
 import hashlib
 import io
+import math
 import pickletools
 import re
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from makemore_pl.memory import require_memory
+from makemore_pl.wordlist import STANDARD, UNPRINTABLE, describe_character
 
 ARCHITECTURE = ["vocabulary", "block_size", "embedding_dim", "hidden_size"]
 """The hyperparameters that determine the shapes and the meaning of the five tensors."""
@@ -169,10 +175,20 @@ def check(path: str | Path, checkpoint: Any) -> None:
             raise ValueError(f"{not_ours}: {name} is of {tensors[name].dtype}")
     if not all(isinstance(tensor, Tensor) for tensor in tensors.values()):  # a subclass of MLP may have more of them
         raise ValueError(f"{not_ours}: not all of its weights are tensors")
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    narrow = (tensor.float() if tensor.dtype == torch.float64 else tensor for tensor in tensors.values())
+    if not all(tensor.isfinite().all() for tensor in narrow):
         raise ValueError(f"{path}: not all weights are finite numbers: that training failed; try a smaller --model.lr")
+    if largest_sum(*(tensors[name] for name in shapes)) > torch.finfo(torch.float32).max:
+        raise ValueError(f"{path}: weights too large for 32 bits: that training failed; try a smaller --model.lr")
     for name in find_saved_paths(checkpoint):
         raise ValueError(f"{not_ours}: it names a file outside its folder, {some_of([name])}")
+
+
+def largest_sum(C: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor) -> float:
+    """Computes a bound of the sums in the forward pass: if 32 bits can hold it, all logits are finite numbers."""
+    norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
+    hidden = norm(C, math.inf) * norm(W1, 1, dim=0).max() + norm(b1, math.inf)
+    return max(hidden.item(), (norm(W2, 1, dim=0).max() + norm(b2, math.inf)).item())
 
 
 def require_tensors(path: str | Path, tensors: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -200,9 +216,14 @@ def check_values(path: str | Path, hparams: Any) -> None:
             fits = type(value) is int and value >= 1
         elif name == "vocabulary":
             fits = value is None or (isinstance(value, str) and list(value) == sorted(set(value)))
+            if fits and (match := UNPRINTABLE.search(value or "")):
+                found = f"its vocabulary has {describe_character(match[0])}, which no list may have"
+                raise ValueError(f"{path}: not a checkpoint of makemore_pl: {found}")
         else:
             special = not isinstance(name, str) or name.startswith(("_", "class_path", "init_args", "dict_kwargs"))
             fits = isinstance(value, str | int | float | None) and not special
+            if name == "path":  # what this process has on stdin is no list of a run before it
+                fits = fits and value != "-" and not str(value).startswith(STANDARD)
         if not fits:
             raise ValueError(
                 f"{path}: not a checkpoint of makemore_pl: {some_of([name])} is not a valid hyperparameter"

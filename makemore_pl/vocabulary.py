@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from makemore_pl.wordlist import UNPRINTABLE, describe_character
+
 BOUNDARY = 0
 
 
@@ -17,12 +19,14 @@ class Vocabulary:
         characters: the distinct characters, sorted: one string, so that it fits into a checkpoint.
 
     Raises:
-        ValueError: if the characters are not distinct and sorted.
+        ValueError: if the characters are not distinct and sorted, or one is not to be printed.
     """
 
     def __init__(self, characters: str) -> None:
         if list(characters) != sorted(set(characters)):
             raise ValueError(f"vocabulary {characters!r}: expected distinct characters in sorted order")
+        if match := UNPRINTABLE.search(characters):
+            raise ValueError(f"vocabulary has {describe_character(match[0])}, which no list may have")
         self.characters = characters
         self.stoi = {character: i for i, character in enumerate(characters, start=1)}
         self.itos = {i: character for character, i in self.stoi.items()} | {BOUNDARY: "."}

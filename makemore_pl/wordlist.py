@@ -2,14 +2,16 @@
 
 import codecs
 import operator
+import os
 import re
+import select
 import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 PIECE = 2**24
 """Bytes of a list that are read at a time: a few million words."""
@@ -20,11 +22,22 @@ LONGEST_LINE = 2**24
 CONTROLS = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n\r")))
 """The ASCII control characters that a list may not hold anywhere; tabs and line ends have rules of their own."""
 
-MISPLACED = re.compile(rb"[%b]|\r(?!\n)|\xc2[\x80-\x84\x86-\x9f]" % re.escape(CONTROLS))
-"""In UTF-8: those, a carriage return that ends no line, and the control characters above ASCII except U+0085."""
+MISPLACED = re.compile(rb"[%b]|\r(?!\n)|\xc2[\x80-\x9f]|\xe2(?:\x80[\xa8-\xae]|\x81[\xa6-\xa9])" % re.escape(CONTROLS))
+"""In UTF-8: those, a carriage return that ends no line, and `UNPRINTABLE` characters above ASCII."""
+
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that no word may have, since printed they change the lines around them: control characters, separators of
+lines and paragraphs, embeddings, overrides and isolates of direction; and surrogates, which are no characters.
+Joiners (U+200C, U+200D) and marks of direction are part of words in some scripts."""
+
+STANDARD = "/dev/stdin", "/dev/fd/", "/proc/"
+"""The beginnings of paths that lead to what this process has already opened, as a shell's `<(...)` does."""
 
 STREAM = "<stdin>"
 """The path that a checkpoint keeps for a list that was read from a pipe and cannot be read again."""
+
+PATIENCE = 5
+"""Seconds to wait for the first byte from a named pipe."""
 
 Normalization = Literal["NFC", "none"]
 """The Unicode form of words: é as one character, or as it is in the file."""
@@ -39,7 +52,7 @@ def shipped(name: str) -> Path:
 def is_stream(path: str | Path) -> bool:
     """Whether a list can be read only once: stdin (`-`), a pipe, a device."""
     path = Path(path)
-    if str(path).startswith(("/dev/stdin", "/dev/fd/", "/proc/")):
+    if str(path).startswith(STANDARD):
         return True  # also if they lead to a file: in another process they lead elsewhere
     return str(path) in ("-", STREAM) or (path.exists() and not path.is_file() and not path.is_dir())
 
@@ -114,7 +127,7 @@ def read_pieces(
     changed = Counter() if changed is None else changed
     number = lines = offset = 0
     try:
-        with nullcontext(sys.stdin.buffer) if str(path) == "-" else Path(path).open("rb") as file:
+        with nullcontext(sys.stdin.buffer) if str(path) == "-" else _open(Path(path)) as file:
             while True:
                 if number % world_size == rank:
                     raw = file.read(PIECE) + file.readline(LONGEST_LINE)
@@ -141,6 +154,25 @@ def read_pieces(
         raise ValueError(f"{path}: cannot read this word list ({error.strerror}{fetched})") from None
 
 
+def _open(path: Path) -> BinaryIO:
+    """Opens a list. Opening a named pipe could wait for ever, and so could reading a device.
+
+    Raises:
+        ValueError: if it is a device, or a named pipe through which nothing comes.
+        OSError: if it cannot be opened.
+    """
+    if str(path).startswith(STANDARD) or not is_stream(path):
+        return path.open("rb")
+    if not path.is_fifo():
+        raise ValueError(f"{path}: is a device or a socket; name a file, or read from stdin with -")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not select.select([descriptor], [], [], PATIENCE)[0]:
+        os.close(descriptor)
+        raise ValueError(f"{path}: nothing came through this pipe in {PATIENCE} seconds; start what writes to it first")
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
+
+
 def split_piece(
     raw: bytes, is_first: bool, normalization: Normalization, max_word_length: int, changed: Counter[str]
 ) -> list[str]:
@@ -163,14 +195,12 @@ def split_piece(
     except UnicodeDecodeError as error:
         message = f"0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
         raise Mistake(error.start, message) from None
-    if (len(raw.translate(None, CONTROLS)) < len(raw) or raw.count(b"\r") > raw.count(b"\r\n") or b"\xc2" in raw) and (
-        match := MISPLACED.search(raw)
-    ):
-        character = match[0].decode()
-        name = {"\0": " (NUL)", "\r": " (a carriage return that ends no line)"}.get(character, "")
-        raise Mistake(match.start(), f"control character U+{ord(character):04X}{name}; expected one word a line")
+    ascii_ones = len(raw.translate(None, CONTROLS)) < len(raw) or raw.count(b"\r") > raw.count(b"\r\n")
+    others = not raw.isascii() and (b"\xc2" in raw or b"\xe2\x80" in raw or b"\xe2\x81" in raw)
+    if (ascii_ones or others) and (match := MISPLACED.search(raw)):
+        character = describe_character(match[0].decode())
+        raise Mistake(match.start(), f"control character {character}; expected one word a line")
 
-    # Only LF and CRLF end a line: str.splitlines would cut words at U+2028 and the like.
     lines = (text.replace("\r\n", "\n") if "\r" in text else text).split("\n")
     if not lines[-1]:
         del lines[-1]
@@ -196,6 +226,13 @@ def split_piece(
         changed[normalization] += sum(map(operator.ne, words, normalized))
         return normalized
     return words
+
+
+def describe_character(character: str) -> str:
+    """Names a character that is not to be printed."""
+    names = {"\0": "NUL", "\r": "a carriage return that ends no line"}
+    name = names.get(character) or unicodedata.name(character, "").lower()
+    return f"U+{ord(character):04X}" + f" ({name})" * bool(name)
 
 
 def normalize(text: str, normalization: Normalization) -> str:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jsonargparse._common import parsing_settings
 from lightning.pytorch import Trainer
 
-from makemore_pl import MLP, NamesDataModule
+from makemore_pl import MLP, NamesDataModule, wordlist
 from makemore_pl.checkpoint import BrokenCheckpointError, check, load
 from makemore_pl.commands import cli
 from makemore_pl.commands.resume import require_resumable
@@ -567,6 +567,77 @@ def test_what_a_checkpoint_holds_reaches_no_terminal_as_it_is(place, name, check
     assert (len(line) <= 2000, rest) == (True, "")
     with pytest.raises(ValueError, match=r"^x\.ckpt: [ -~]{,300}$"):
         (NamesDataModule if place.startswith("data") else MLP).load_from_checkpoint("x.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("command", "character"),
+    [("predict", character) for character in "\n\x1b\t\0\x7f\x85\x9b\u2028\u202e\u2066\ud800"]
+    + [(command, "\x1b") for command in ("validate", "test", "fit", "export")],
+)
+def test_a_vocabulary_that_no_list_has_reaches_no_terminal(command, character, checkpoint, call, folder):
+    hparams = checkpoint["hyper_parameters"] | {"vocabulary": "".join(sorted("a" + character))}
+    torch.save(checkpoint | {"hyper_parameters": hparams}, folder / "x.ckpt")
+    flags = {"export": ["--output", "y.html"]}.get(command, [])
+    status, out, err = call(command, "--ckpt_path", "x.ckpt", *flags)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"error: x.ckpt: not a checkpoint of makemore_pl: its vocabulary has U+{ord(character):04X}")
+    assert err.endswith(", which no list may have\n")
+    assert err[:-1].isprintable()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+@pytest.mark.parametrize("command", [["validate"], ["test"], ["fit"], ["predict", "--sample.format", "csv"]])
+def test_a_list_that_became_a_named_pipe_is_not_waited_for(command, kind, checkpoint, call, folder, monkeypatch):
+    """Those that use no list do without it; the others say so within five seconds, here less."""
+    monkeypatch.setattr(wordlist, "PATIENCE", 0.1)
+    os.mkfifo(folder / "pipe")
+    (folder / "link").symlink_to("pipe")
+    hparams = {"path": str(folder / kind), "num_words": 50}
+    torch.save(checkpoint | {"datamodule_hyper_parameters": hparams}, folder / "x.ckpt")
+    assert call("predict", "--ckpt_path", "x.ckpt")[0] == 0
+    assert call("export", "--ckpt_path", "x.ckpt", "--output", "x.html")[0] == 0
+    start = ["fit", "--data.path", folder / kind] if command == ["fit"] else [*command, "--ckpt_path", "x.ckpt"]
+    status, out, err = call(*start)
+    assert (status, out) == (2, "")
+    assert f"error: {folder / kind}: nothing came through this pipe in 0.1 seconds" in err.splitlines()[-1]
+    status, out, err = call("predict", "--ckpt_path", "x.ckpt", "--sample.score", kind)
+    assert (status, out) == (2, "")
+    assert err == f"error: {kind}: nothing came through this pipe in 0.1 seconds; start what writes to it first\n"
+
+
+@pytest.mark.parametrize("path", ["-", "/dev/stdin", "/dev/fd/0", "/proc/self/fd/0"])
+def test_a_checkpoint_cannot_read_from_stdin(path, checkpoint):
+    with pytest.raises(
+        ValueError, match=r"x.ckpt: not a checkpoint of makemore_pl: path is not a valid hyperparameter"
+    ):
+        check("x.ckpt", checkpoint | {"datamodule_hyper_parameters": {"path": path}})
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "value"),
+    [("predict", "W1", 1e39), ("predict", "b2", -1e39), ("predict", "W1", 3e38), ("predict", "W2", 1.7e38)]
+    + [(command, "C", 1e300) for command in ("predict", "validate", "test", "fit", "export")],
+)
+def test_weights_that_32_bits_cannot_compute_with_are_one_line(command, name, value, checkpoint, call, folder):
+    tensors = {key: tensor.double() for key, tensor in checkpoint["state_dict"].items()}
+    tensors[name] = torch.full_like(tensors[name], value)
+    torch.save(checkpoint | {"state_dict": tensors}, folder / "x.ckpt")
+    flags = {"export": ["--output", "y.html"]}.get(command, [])
+    status, out, err = call(command, "--ckpt_path", "x.ckpt", *flags)
+    assert (status, out) == (2, "")
+    finite = abs(value) < torch.finfo(torch.float32).max
+    what = "weights too large for 32 bits" if finite else "not all weights are finite numbers"
+    assert err == f"error: x.ckpt: {what}: that training failed; try a smaller --model.lr\n"
+
+
+def test_weights_are_refused_only_if_a_logit_may_be_no_number(checkpoint):
+    """The largest weights that pass give finite logits."""
+    state = {name: torch.full_like(tensor, 1e18) for name, tensor in checkpoint["state_dict"].items()}
+    check("x.ckpt", checkpoint | {"state_dict": state})
+    model = MLP(**checkpoint["hyper_parameters"])
+    model.load_state_dict(state)
+    assert model(torch.tensor([[0, 1], [2, 2]])).isfinite().all()
 
 
 @pytest.mark.parametrize(

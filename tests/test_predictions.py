@@ -2,15 +2,18 @@ import csv
 import io
 import json
 import math
+import re
 import sys
 
 import notebook
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from makemore_pl import MLP
 from makemore_pl.commands import predict as predictions
-from makemore_pl.commands.predict import NamesWriter, Request
+from makemore_pl.commands.predict import NamesWriter, Request, as_cell
 
 
 @pytest.fixture
@@ -172,6 +175,44 @@ def test_odd_names_keep_their_characters_in_every_format(towns, call, tmp_path, 
     status, out, _ = call("predict", *asked, "--sample.format", "jsonl")
     assert [row["name"] for row in rows(out)] == ["a,b", '"c"', *words]
     assert "名前" in out
+
+
+@given(st.text(st.sampled_from("'=+-@\t\r\uff1d\uff0b\uff0d\uff20ab,\"; ")) | st.text())
+def test_a_cell_is_no_formula_and_reads_back_as_its_name(name):
+    """The first characters are those that OWASP lists ("CSV injection")."""
+    cell = as_cell(name)
+    assert cell.removeprefix("'") == name
+    assert not re.match("[=+@\t\r\uff1d\uff0b\uff0d\uff20-]", cell)
+    assert cell == name or re.match("['=+@\t\r\uff1d\uff0b\uff0d\uff20-]", name)
+
+
+def test_csv_holds_no_formulas(towns, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["=1+2", "+1", "-1", "@SUM(A1)", "'quoted'", "'=1", "plain-name", "a=b", "\uff1d1", "a;=1"]
+    (tmp_path / "list.txt").write_text("\n".join(words * 3), encoding="utf-8")
+    flags = ["--trainer.max_steps", 2, "--trainer.logger", "false", "--trainer.default_root_dir", "."]
+    assert call("fit", "--data.path", "list.txt", *flags)[0] == 0
+    asked = ["--ckpt_path", next(tmp_path.rglob("*.ckpt")), "--sample.score", "list.txt"]
+    status, out, _ = call("predict", *asked, "--sample.format", "csv")
+    assert status == 0
+    header, *table = csv.reader(io.StringIO(out))
+    assert header == predictions.COLUMNS
+    cells = ["'=1+2", "'+1", "'-1", "'@SUM(A1)", "''quoted'", "''=1", "plain-name", "a=b", "'\uff1d1", "a;=1"]
+    assert [row[0] for row in table] == cells * 3
+    assert [row[0].removeprefix("'") for row in table] == words * 3
+    assert [line.rpartition(";")[0] for line in out.splitlines() if ";" in line] == ['"a'] * 3  # quoted
+    assert all(float(row[1]) < 0 for row in table)  # numbers stay numbers
+    text = call("predict", *asked)[1]
+    assert [line.split("\t")[2] for line in text.splitlines()] == words * 3
+
+
+def test_a_word_that_is_next_to_impossible_has_a_perplexity():
+    writer = NamesWriter(Request())
+    writer.file = io.StringIO()
+    writer.write(None, ["ab"], [-1e30])
+    score, perplexity, name = writer.file.getvalue().split("\t")
+    assert (float(score), name) == (-1e30, "ab\n")
+    assert 1e300 < float(perplexity) < math.inf
 
 
 def test_the_first_device_writes_what_others_drew(monkeypatch, capsys):

@@ -4,7 +4,8 @@ from hypothesis import strategies as st
 
 from makemore_pl import Vocabulary
 
-WORDS = st.lists(st.text(min_size=1), min_size=1)
+CHARACTERS = st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=map(chr, [*range(0x2028, 0x206A)]))
+WORDS = st.lists(st.text(CHARACTERS, min_size=1), min_size=1)
 
 
 def test_names_give_the_vocabulary_of_the_notebook(names):
@@ -54,6 +55,12 @@ def test_an_unknown_character_is_named(unknown):
 def test_characters_must_be_distinct_and_sorted(characters):
     with pytest.raises(ValueError, match="sorted"):
         Vocabulary(characters)
+
+
+@pytest.mark.parametrize("character", "\n\x1b\x9b\u202e\ud800")
+def test_what_is_not_to_be_printed_is_in_no_vocabulary(character):
+    with pytest.raises(ValueError, match=rf"^vocabulary has U\+{ord(character):04X}.*, which no list may have$"):
+        Vocabulary("".join(sorted(f"a{character}")))
 
 
 def test_vocabularies_compare_by_their_characters():

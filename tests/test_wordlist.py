@@ -1,6 +1,8 @@
 import io
 import os
 import re
+import socket
+import threading
 import unicodedata
 from collections import Counter
 from itertools import zip_longest
@@ -10,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from makemore_pl import wordlist
+from makemore_pl import Vocabulary, wordlist
 from makemore_pl.wordlist import read_pieces, read_words, shipped
 
 
@@ -25,12 +27,16 @@ def test_the_default_list_is_names_txt(names):
         (b"emma\r\nolivia", ["emma", "olivia"]),
         (b"\xef\xbb\xbfemma\n", ["emma"]),
         (b"  emma \n\n \t\nava", ["emma", "ava"]),
-        ("a\u2028b\x85c\nd".encode(), ["a\u2028b\x85c", "d"]),
         ("\u3000ab\xa0\n\xa0\nc".encode(), ["ab", "c"]),
         (b"\tab\t\nc d", ["ab", "c d"]),
         (b"ab\r\n\r\nc\r\n", ["ab", "c"]),
         (b"x", ["x"]),
         (b"St. Gallen\nemma\nemma", ["St. Gallen", "emma", "emma"]),
+        # Joiners, marks of direction, variation selectors: Hindi, Persian, emoji, Hebrew.
+        (
+            "क्\u200dष\nمی\u200cشود\n👩\u200d💻\n❤\ufe0f\nא\u200e1\u200fב\n".encode(),
+            ["क्\u200dष", "می\u200cشود", "👩\u200d💻", "❤\ufe0f", "א\u200e1\u200fב"],
+        ),
     ],
 )
 def test_lists_are_read_line_by_line(raw, words, tmp_path):
@@ -54,6 +60,11 @@ def test_lists_are_read_line_by_line(raw, words, tmp_path):
         (b"emma\n\r\nav\x1ba\n", ", line 3, byte 9", "control character U+001B"),
         (b"\xef\xbb\xbfa\n\x7f", ", line 2, byte 5", "control character U+007F"),
         ("é\nb\x9b".encode(), ", line 2, byte 4", "control character U+009B"),
+        ("é\nb\x85c".encode(), ", line 2, byte 4", "control character U+0085; expected one word a line"),
+        ("\u2028ab".encode(), ", line 1, byte 0", "control character U+2028 (line separator)"),  # space to Python
+        ("a\u2029b".encode(), ", line 1, byte 1", "control character U+2029 (paragraph separator)"),
+        ("a\nb\u202ec".encode(), ", line 2, byte 3", "control character U+202E (right-to-left override)"),
+        ("a\nb\u2066c".encode(), ", line 2, byte 3", "control character U+2066 (left-to-right isolate)"),
         (b"\x1cab", ", line 1, byte 0", "control character U+001C"),  # space to Python
         (b"emma\rava\r", ", line 1, byte 4", "control character U+000D (a carriage return that ends no line)"),
         (b"emma\r\r\n", ", line 1, byte 4", "control character U+000D"),
@@ -105,10 +116,25 @@ def test_what_is_not_taken_as_it_stands_is_counted(tmp_path):
     assert not +changed
 
 
+DIRECTIONS = "\u2028\u2029\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+
+
+@given(st.characters(exclude_categories=["Cs"]) | st.sampled_from(DIRECTIONS))
+def test_a_list_may_have_what_a_vocabulary_may_have(character):
+    """By the Unicode category of control characters, and the list of those for directions and line ends."""
+    refused = unicodedata.category(character) == "Cc" or character in DIRECTIONS
+    for use in (Vocabulary, lambda word: wordlist.split_piece(f"a{word}b".encode(), False, "none", 9, Counter())):
+        try:
+            use(character)
+            assert not refused or (use is not Vocabulary and character == "\n")
+        except (ValueError, wordlist.Mistake):
+            assert refused
+
+
 @given(
     st.lists(
-        st.sampled_from(["a", "é", "e\u0301", "\u0344", "\u1fef", "名", "\u2028", "\x85", " ", "\u3000", ".", "🙂"])
-        | st.characters(exclude_categories=["Cc", "Cs"])
+        st.sampled_from(["a", "é", "e\u0301", "\u0344", "\u1fef", "名", "\u2027", "\u2065", " ", "\u3000", ".", "🙂"])
+        | st.characters(exclude_categories=["Cc", "Cs"], exclude_characters=DIRECTIONS)
         | st.sampled_from(["\n", "\r\n"])
     ).map("".join),
     st.booleans(),
@@ -166,6 +192,53 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
                 read_words(path)
         finally:
             os.seteuid(user)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+def test_a_named_pipe_that_nobody_writes_to_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(wordlist, "PATIENCE", 0.1)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match=r"pipe: nothing came through this pipe in 0.1 seconds; start what wr"):
+        read_words(tmp_path / "pipe")
+    writer = os.open(tmp_path / "pipe", os.O_RDWR)  # one that says nothing is no better
+    with pytest.raises(ValueError, match=r"pipe: nothing came through this pipe"):
+        read_words(tmp_path / "pipe")
+    os.close(writer)
+    (tmp_path / "link").symlink_to("pipe")
+    with pytest.raises(ValueError, match=r"link: nothing came through this pipe"):
+        read_words(tmp_path / "link")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
+def test_devices_and_sockets_are_refused(tmp_path):
+    (tmp_path / "link").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        for path in ("/dev/null", "/dev/zero", tmp_path / "link", tmp_path / "socket"):
+            with pytest.raises(ValueError, match=f"^{path}: is a device or a socket; name a file, or read from stdin"):
+                read_words(path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs named pipes")
+def test_a_named_pipe_is_read_to_its_end_however_slowly_it_is_written(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+
+    def write():
+        with (tmp_path / "pipe").open("wb", buffering=0) as file:
+            file.write(b"em")
+            assert waiting.wait(60)
+            file.write(b"ma\nolivia\n")
+
+    waiting, opened = threading.Event(), wordlist._open
+
+    def watched(path):
+        file = opened(path)  # the first bytes are there, the others not yet
+        waiting.set()
+        return file
+
+    monkeypatch.setattr(wordlist, "_open", watched)
+    threading.Thread(target=write, daemon=True).start()
+    assert read_words(tmp_path / "pipe") == ["emma", "olivia"]
 
 
 # Piece by piece.

@@ -22,6 +22,12 @@ from makemore_pl.wordlist import Normalization, normalize, read_words
 SCORED = 2**12
 """Words scored at a time: their windows fit into any memory."""
 
+FORMULA = tuple("=+-@\t\r\uff1d\uff0b\uff0d\uff20'")
+"""The first characters of cells that spreadsheets execute, full-width ones included; and the mark of text."""
+
+LARGEST = 700.0
+"""A float has room for e to this power."""
+
 COLUMNS = ["name", "log_probability", "perplexity", "where"]
 
 
@@ -31,6 +37,8 @@ class Request(Sampler):
     Args:
         format: `text`, a name a line; `jsonl` or `csv`, with each name's log-probability (natural, of the whole name
             including its end, at temperature 1), its perplexity per character, and its split: train, val, test, new.
+            In csv, a name that begins with = + - @ or an apostrophe has an apostrophe before it, so that spreadsheets
+            do not execute it; remove one leading apostrophe to read it back.
         output: the file to write to; stdout if omitted.
         score: score the words of this list, or of stdin (`-`), instead of drawing new ones. As `text`:
             log-probability, perplexity and word, separated by tabs. Only format and output apply to it.
@@ -93,6 +101,11 @@ class Request(Sampler):
                 ) from None
 
 
+def as_cell(name: str) -> str:
+    """Marks a name as text if spreadsheets would execute it; `cell.removeprefix("'")` is the name again."""
+    return f"'{name}" if name.startswith(FORMULA) else name
+
+
 class NamesWriter(Callback):
     """Writes names in order as they come, from whichever device drew them.
 
@@ -142,7 +155,7 @@ class NamesWriter(Callback):
             self.file.writelines(f"{name}\n" for name in names)
             return
         rows = [
-            (name, round(score, 4), round(math.exp(-score / (len(name) + 1)), 4))
+            (name, round(score, 4), round(math.exp(min(-score / (len(name) + 1), LARGEST)), 4))
             for name, score in zip(names, scores or model.score(names), strict=True)
         ]
         if self.request.format == "text":
@@ -157,7 +170,9 @@ class NamesWriter(Callback):
             self.file.writelines(f"{line}\n" for line in lines)
 
     def _write_csv(self, rows: Any) -> None:
-        csv.writer(self.file, lineterminator="\n").writerows(rows)
+        # All names are quoted: where a semicolon separates cells, one in a name could begin a formula.
+        writer = csv.writer(self.file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerows((as_cell(name), *others) for name, *others in rows)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Moves the complete file to its name."""
