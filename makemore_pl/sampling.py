@@ -5,8 +5,10 @@ Shapes: B words drawn side by side, T block size (context length), V vocabulary 
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, takewhile
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,12 @@ NextLogits = Callable[[Tensor], Tensor]
 
 CHUNK = 2**16
 """Words drawn side by side. A word depends only on the seed and its place: the first of many are those of a few."""
+
+EMPTY_CHUNKS = 16
+"""Chunks drawn one after the other without a name that matches the pattern, before it is given up."""
+
+SEED = 2147483647
+"""The notebook's."""
 
 TABLE_CONTEXTS = 2**16
 """Up to this number of contexts, V**T in all, their distributions are computed once and looked up from then on."""
@@ -39,12 +47,14 @@ class Sampler:
         prompt: how every name begins.
         unique: no duplicates.
         novel: only names that are not in the list.
+        pattern: only names that match this regular expression from beginning to end: `.*ette`, `[aeiou].{4}`.
         temperature: divides the logits: below 1, names are more like the list; above 1, more diverse.
         top_k: draw each character only from the N most likely; from all if omitted.
         top_p: draw each character only from the most likely that make up this share of the probability.
         min_length: the fewest characters of a name.
         max_length: names are cut off at this many characters.
-        seed: random seed; the same seed gives the same names, and fewer names are the first of more.
+        seed: random seed; the same seed gives the same names, and fewer names are the first of more. `random` takes a
+            new one.
         where: names -> the split of each, or `new`: `NamesDataModule.where`, for `novel`.
 
     Raises:
@@ -57,12 +67,13 @@ class Sampler:
         prompt: str = "",
         unique: bool = False,
         novel: bool = False,
+        pattern: str | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         top_p: float = 1.0,
         min_length: int = 1,
         max_length: int = 100,
-        seed: int = 2147483647,
+        seed: int | Literal["random"] = SEED,
         where: Callable[[list[str]], list[str]] | None = None,
     ) -> None:
         if num_names < 1:
@@ -81,12 +92,17 @@ class Sampler:
         self.prompt = prompt
         self.unique = unique
         self.novel = novel
+        try:
+            self.pattern = None if pattern is None else re.compile(pattern)
+        except (re.error, OverflowError) as error:
+            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
         self.temperature = temperature
         self.top_k = top_k
         self.top_p = top_p
         self.min_length = min_length
         self.max_length = max_length
-        self.seed = seed
+        self.is_new_seed = seed == "random"
+        self.seed = random.SystemRandom().randrange(2**31) if seed == "random" else seed
         self.where = where
 
     @property
@@ -97,7 +113,7 @@ class Sampler:
     @property
     def is_picky(self) -> bool:
         """Whether names are rejected, so that the number of chunks is not known beforehand."""
-        return self.unique or self.novel
+        return self.unique or self.novel or self.pattern is not None
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
         """Returns the ids of the prompt.
@@ -149,6 +165,7 @@ class Draw:
         self.looks_up = self.contexts <= TABLE_CONTEXTS
         self.tables: dict[bool, Tensor] = {}
         self.seen: set[str] = set()
+        self.empty = 0  # chunks without a name, one after the other
 
     def table(self, may_end: bool) -> Tensor:
         """The distributions (V**T, V) of all contexts, as `cdf` gives them; computed once."""
@@ -185,10 +202,10 @@ class Draw:
         return self.draw(number, self.sampler.num_names - number * CHUNK)
 
     def pick(self, number: int) -> list[str]:
-        """Draws one chunk and keeps the names that are unique or novel; the chunks must be drawn in order.
+        """Draws one chunk and keeps the names that are asked for; the chunks must be drawn in order.
 
         Raises:
-            ValueError: if it keeps no name of a whole chunk.
+            ValueError: if it keeps no name of a whole chunk; of `EMPTY_CHUNKS` where there is a pattern.
         """
         sampler, kept, drawn = self.sampler, list[str](), 0
         for size in (8 * self.missing, CHUNK):  # the first few of the chunk are often enough
@@ -196,6 +213,8 @@ class Draw:
                 break
             names = self.draw(number, size)[drawn:]
             drawn += len(names)
+            if sampler.pattern is not None:
+                names = [name for name in names if sampler.pattern.fullmatch(name)]
             if sampler.unique:
                 names = [name for name in dict.fromkeys(names) if name not in self.seen]
             if sampler.novel:
@@ -205,11 +224,14 @@ class Draw:
             self.missing -= len(names)
             self.seen.update(names if sampler.unique else ())
             kept += names
-        if drawn == CHUNK and not kept:
+        self.empty = self.empty + 1 if drawn == CHUNK and not kept else 0
+        if self.empty == (1 if sampler.pattern is None else EMPTY_CHUNKS):
             asked = " and ".join(name for name in ("unique", "novel") if getattr(sampler, name))
+            pattern = f" that matches {sampler.pattern.pattern!a}" if sampler.pattern is not None else ""
+            one = f"{asked} one" if asked else "one"
             raise ValueError(
-                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {asked} one among "
-                f"{CHUNK:,} drawn; lower num_names, or raise temperature, top_k, top_p or max_length"
+                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {one}{pattern} among "
+                f"{self.empty * CHUNK:,} drawn; lower num_names, or raise temperature, top_k, top_p or max_length"
             )
         return kept
 

@@ -100,7 +100,9 @@ def test_predict_gives_the_names_of_the_newest_run_and_nothing_else(default_fit,
     before = files(folder)
     predict = command("predict", cwd=folder)
     assert predict.stdout == fit.stdout
-    assert predict.stderr == "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt\n"
+    checkpoint, seed = predict.stderr.splitlines()
+    assert checkpoint == "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt"
+    assert seed == "seed 2147483647: the same names each time; --sample.seed random draws others"
     assert files(folder) == before
 
 
@@ -118,7 +120,7 @@ def test_predict_into_head_is_quiet(default_fit):
     line = f"set -o pipefail; {sys.executable} -m makemore_pl predict --sample.num_names 200000 | head -3"
     head = subprocess.run(["bash", "-c", line], cwd=folder, text=True, capture_output=True, timeout=300)
     assert head.stdout.split("\n") == fit.stdout.split("\n")[:3] + [""]
-    assert head.stderr.count("\n") == 1
+    assert head.stderr.count("\n") == 2  # the checkpoint and the seed
     assert head.returncode == 0
 
 

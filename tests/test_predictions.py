@@ -24,7 +24,7 @@ def predict(default_fit, call, monkeypatch):
     def run(*flags):
         status, out, err = call("predict", *flags)
         assert status == 0, err
-        assert err.count("\n") == 1
+        assert [line.split()[0] for line in err.splitlines()] in (["checkpoint:"], ["checkpoint:", "seed"])
         return out
 
     return run
@@ -78,6 +78,26 @@ def test_unique_and_novel(predict, names):
     assert predict("--sample.num_names", len(both), "--sample.novel", "--sample.unique", "true").split() == both
 
 
+def test_names_that_match_a_pattern(predict):
+    ordinary = predict("--sample.num_names", 3000).split()
+    expected = [name for name in ordinary if name[0] in "aeiou" and name.endswith("na")]
+    assert expected
+    assert predict("--sample.num_names", len(expected), "--sample.pattern", "[aeiou].*na").split() == expected
+
+
+def test_a_line_says_how_to_repeat_the_names(default_fit, call, monkeypatch):
+    monkeypatch.chdir(default_fit[0])
+    _, out, err = call("predict")
+    assert "seed 2147483647: the same names each time; --sample.seed random draws others\n" in err
+    _, other, err = call("predict", "--sample.seed", "random")
+    assert other != out
+    seed, again = re.search(r"^seed (\d+): --sample.seed (\d+) draws these names again$", err, re.M).groups()
+    assert seed == again
+    _, repeated, err = call("predict", "--sample.seed", seed)
+    assert repeated == other
+    assert "seed" not in err
+
+
 def test_given_words_are_scored(predict, default_fit, names, tmp_path):
     words = ["emma", "xqzt", "olsrick", "a"]
     (tmp_path / "mine.txt").write_text("\n".join(words), encoding="utf-8")
@@ -125,6 +145,7 @@ def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path
         (["--data.vocabulary", "abc"], 0, "--data.vocabulary: the checkpoint has its own; omit the flag"),
         (["--num_steps", 5], 0, "--num_steps is a flag of lr_find, not of predict"),
         (["--ckpt_path", "lightning_logs"], 0, "--ckpt_path lightning_logs: is a folder"),
+        (["--sample.pattern", "("], 0, "pattern '(' is not a regular expression: missing ), unterminated subpattern"),
         (["--sample.format", "xml"], 0, "--sample.format xml: expected text, jsonl or csv"),
         (["--sample.unique", "maybe"], 0, "--sample.unique maybe: expected true or false"),
     ],

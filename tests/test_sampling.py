@@ -222,6 +222,31 @@ def test_novel_names_are_the_others_without_those_of_the_list(monkeypatch):
         draw(novel=True)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "fits"), [("a|ba", {"a", "ba"}.__contains__), ("b.*", lambda name: name[0] == "b")]
+)
+def test_a_pattern_is_for_the_whole_name(pattern, fits, monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+    ordinary = [name for name in draw(num_names=1000, max_length=6) if fits(name)]
+    assert draw(num_names=50, max_length=6, pattern=pattern) == ordinary[:50]
+    unique = list(dict.fromkeys(ordinary))[:2]
+    assert draw(num_names=2, max_length=6, pattern=pattern, unique=True) == unique
+
+
+def test_a_pattern_that_nothing_matches_is_given_up(monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+    with pytest.raises(ValueError, match="0 of 1 names: no other one that matches 'x' among 1,024 drawn"):
+        draw(num_names=1, max_length=6, pattern="x")
+    with pytest.raises(ValueError, match=r"pattern '\[' is not a regular expression: unterminated character set"):
+        Sampler(pattern="[")
+
+
+def test_a_random_seed_is_another_one_each_time():
+    seeds = {Sampler(seed="random").seed for _ in range(20)}
+    assert len(seeds) == 20
+    assert all(0 <= seed < 2**31 for seed in seeds)
+
+
 def test_names_that_run_out_are_said_and_none_is_lost():
     """The words of one character, or two, over a and b without bb: 5."""
     found = []

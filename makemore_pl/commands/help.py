@@ -42,6 +42,8 @@ OPENINGS = {
   --sample.min_length N         also --sample.max_length
   --sample.unique               no duplicates
   --sample.novel                only names that are not in the list
+  --sample.pattern REGEX        only names that match it: .*ette, [aeiou].{4}
+  --sample.seed random          others each time
   --sample.format jsonl         or csv: log-probability, and the split it is in
   --sample.output FILE          a file instead of stdout
   --sample.score FILE           how likely are these words? `-` for stdin

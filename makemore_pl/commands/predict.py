@@ -13,9 +13,10 @@ from typing import Any, Literal, TextIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import recv_object_list, send_object_list
 
+from makemore_pl.commands.messages import say
 from makemore_pl.durable.files import writing
 from makemore_pl.memory import require_memory_to_read
-from makemore_pl.sampling import Sampler
+from makemore_pl.sampling import SEED, Sampler
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.wordlist import Normalization, normalize, read_words
 
@@ -57,7 +58,9 @@ class Request(Sampler):
     ) -> None:
         super().__init__(*args, **kwargs)
         if score is not None and (self.prompt or self.is_picky):
-            raise ValueError("score takes words as they are: omit prompt, unique and novel, which are for new ones")
+            raise ValueError(
+                "score takes words as they are: omit prompt, unique, novel and pattern, which are for new ones"
+            )
         self.format = format
         self.output = output
         self.words: list[str] | None = None
@@ -118,13 +121,20 @@ class NamesWriter(Callback):
         self.opened: ExitStack | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Opens the output; an existing file is replaced only when the new one is complete.
+        """Opens the output, whose file is replaced only when it is complete, and tells how to repeat the names.
 
         Raises:
             ValueError: if it cannot be written.
         """
+        request = self.request
+        request.seed = trainer.strategy.broadcast(request.seed)  # all devices draw from one seed
+        if trainer.is_global_zero and request.words is None:
+            if request.is_new_seed:
+                say(f"seed {request.seed}: --sample.seed {request.seed} draws these names again")
+            elif request.seed == SEED:
+                say(f"seed {SEED}: the same names each time; --sample.seed random draws others")
         self.file: TextIO = sys.stdout
-        output = self.request.output
+        output = request.output
         if trainer.is_global_zero and output is not None:
             self.opened = ExitStack()
             try:
@@ -132,7 +142,7 @@ class NamesWriter(Callback):
             except OSError as error:
                 raise ValueError(f"output {output}: cannot be written ({error.strerror})") from None
             self.file = TextIOWrapper(binary, encoding="utf-8", newline="\n")
-        if trainer.is_global_zero and self.request.format == "csv":
+        if trainer.is_global_zero and request.format == "csv":
             self._write_csv([COLUMNS])
 
     def on_predict_batch_end(
