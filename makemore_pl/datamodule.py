@@ -25,7 +25,7 @@ from makemore_pl.split import WordList
 from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import WORDS_PER_PART, add_counts, build_windows, count_words
-from makemore_pl.wordlist import STREAM, Normalization, is_stream, shipped
+from makemore_pl.wordlist import Normalization, recorded, shipped
 
 FULL_STEPS = 25
 """Updates in an epoch if each takes all windows: a pass over them would be one update."""
@@ -126,8 +126,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         if counted is None:
             counted = not (batch_size or replacement)
         source = Path(path or shipped("names.txt"))
-        if path is not None:  # the checkpoint keeps it, and may be used in another folder
-            path = STREAM if is_stream(source) else str(Path(path).absolute())
+        path = path and recorded(path)
         # Saved for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False, ignore="other_words")
         self.list = WordList(

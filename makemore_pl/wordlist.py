@@ -57,6 +57,11 @@ def is_stream(path: str | Path) -> bool:
     return str(path) in ("-", STREAM) or (path.exists() and not path.is_file() and not path.is_dir())
 
 
+def recorded(path: str | Path) -> str:
+    """Returns the path that a checkpoint keeps: absolute, since it may be used elsewhere; `STREAM` for a stream."""
+    return STREAM if is_stream(path) else str(Path(path).absolute())
+
+
 class Mistake(Exception):
     """A mistake in a piece of a list.
 

@@ -471,7 +471,8 @@ def test_runs_of_another_root_or_program_are_not_found(runs, call, tmp_path):
     wide = Path("wide") / RUN / "best.ckpt"
     assert call("predict", "--trainer.default_root_dir", "wide")[::2] == (0, f"checkpoint: {wide}\n")
     status, _, err = call("predict", "--trainer.default_root_dir", "a")
-    places = "lightning_logs/version_*/checkpoints", "checkpoints", "*/*/checkpoints", "*/*/*/checkpoints"
+    ours = "lightning_logs/version_*/checkpoints", "checkpoints", "checkpoints-v*"
+    places = *ours, "*/*/checkpoints", "*/*/*/checkpoints"
     looked = ", ".join(f"a/{place}" for place in places)
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith(f"error: no checkpoint found: looked in {looked}; train first")

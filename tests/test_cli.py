@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import makemore_pl
+from makemore_pl.commands import cli
 from makemore_pl.commands.help import OPENINGS
 
 LETTERS = ["00004/C/metadata.tsv", "00004/C/tensors.tsv"]
@@ -248,6 +249,56 @@ def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     assert (status, err) == (2, only)
     status, _, err = call("fit", "--data.path", "-", "--data.split", "hashed")
     assert (status, err) == (2, "error: -: a list in pieces is read more than once; save it to a file\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
+def test_a_list_from_stdin_is_no_change_of_the_list(call, piped):
+    assert call("fit", "--data.path", piped("-"), *QUICK)[0] == 0
+    again = "fit", "--ckpt_path", "last", "--trainer.max_steps", 5, "--data.path"
+    status, _, err = call(*again, piped("-"))
+    assert status == 0, err
+    assert "\nchanged: max_steps 5 instead of 4\n" in err
+
+
+def test_without_a_logger_no_run_writes_over_another(folder, call):
+    """In folders with the names that Lightning gives to files: `checkpoints`, `checkpoints-v1`."""
+
+    def saved():
+        return {str(path): path.read_bytes() for path in sorted(Path().rglob("*.ckpt"))}
+
+    few = ["--data.num_words", 50, "--trainer.logger", "false"]
+    assert call("fit", *few, *QUICK)[0] == 0
+    first = saved()
+    assert list(first) == ["checkpoints/best.ckpt", "checkpoints/last.ckpt"]
+    assert call("fit", *few, *QUICK, "--model.seed", 1)[0] == 0
+    both = saved()
+    assert list(both) == [*first, "checkpoints-v1/best.ckpt", "checkpoints-v1/last.ckpt"]
+    assert first.items() <= both.items()
+    assert call("predict")[2] == "checkpoint: checkpoints-v1/best.ckpt\n"
+
+    # Each resumes in its own folder.
+    for path, name in [("last", "checkpoints-v1"), ("checkpoints/last.ckpt", "checkpoints")]:
+        status, _, err = call("fit", "--ckpt_path", path, "--trainer.max_steps", 6, *few[2:])
+        assert status == 0, err
+        assert err.startswith(f"resuming {name}/last.ckpt, step 4\n")
+        assert {path for path, content in saved().items() if both.get(path) != content} >= {f"{name}/last.ckpt"}
+        assert list(saved()) == list(both)
+    # From `best` begins another run: the steps after it are in `last`.
+    before = saved()
+    status, _, err = call("fit", "--ckpt_path", "checkpoints/best.ckpt", "--trainer.max_steps", 8, *few[2:])
+    assert status == 0, err
+    assert saved().items() > before.items()
+    assert set(saved()) - set(before) == {"checkpoints-v2/best.ckpt", "checkpoints-v2/last.ckpt"}
+
+
+def test_a_run_that_saved_meanwhile_is_not_written_over(folder, call, monkeypatch):
+    few = ["--data.num_words", 50, "--trainer.logger", "false", *QUICK]
+    assert call("fit", *few)[0] == 0
+    monkeypatch.setattr(cli, "folder_without_logger", lambda *_: folder / "checkpoints")  # as if it had been free
+    status, out, err = call("fit", *few)
+    path = folder / "checkpoints" / "best.ckpt"
+    assert (status, out) == (2, "")
+    assert err.endswith(f"error: {path}: exists, and this run would write over it; move it, or use another name\n")
 
 
 def test_a_resumed_fit_goes_on(folder, call):

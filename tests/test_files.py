@@ -60,7 +60,7 @@ def test_a_planted_link_is_not_followed(writer, trained, call, victim):
     names = [path.name, "best.ckpt", "probe"] if writer == "fit" else [path.name]
     for name in names:
         for link in (name, f".{name}.{os.getpid()}", f".{name}.{os.getpid()}.partial", f".{name}.partial"):
-            if link != "probe":
+            if not (writer == "fit" and link == name):  # a run does not begin where a checkpoint has its name
                 path.with_name(link).symlink_to(victim)
     status, _, err = call(*arguments, *source(writer, trained))
     assert status == 0, err

@@ -1,7 +1,8 @@
 import pytest
 
-from makemore_pl.commands import messages
-from makemore_pl.commands.messages import command_line, did_you_mean, explain
+from makemore_pl import terminal
+from makemore_pl.commands.messages import did_you_mean, explain
+from makemore_pl.terminal import command_line
 
 FLAGS = ["-h", "--help", "--config", "--model.lr", "--model.block_size", "--data.block_size", "--data.batch_size"]
 FLAGS += ["--data.path", "--trainer.max_steps", "--trainer.max_epochs", "--sample.num_names", "--num_steps"]
@@ -74,5 +75,5 @@ def test_messages_become_plain(message, plain):
 def test_commands_are_quoted_for_the_shell_at_hand(monkeypatch):
     words = ["predict", "--ckpt_path", "my out/it's.ckpt"]
     assert command_line(*words) == """predict --ckpt_path 'my out/it'"'"'s.ckpt'"""
-    monkeypatch.setattr(messages.os, "name", "nt")
+    monkeypatch.setattr(terminal.os, "name", "nt")
     assert command_line(*words, 'a"b') == """predict --ckpt_path "my out/it's.ckpt" a\\"b"""

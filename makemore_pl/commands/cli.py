@@ -2,6 +2,7 @@
 
 import sys
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -32,6 +33,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
 from makemore_pl.durable.interruption import Interruption, ending_quietly
 from makemore_pl.durable.loopback import LocalStore
+from makemore_pl.durable.runs import folder_without_logger
 from makemore_pl.durable.watchdog import Watchdog
 from makemore_pl.model import MLP
 from makemore_pl.optimization import as_list
@@ -57,12 +59,13 @@ class Trainer(LightningTrainer):
     export = export_average
 
 
-def callbacks(command: str, options: Namespace) -> list[Callback]:
+def callbacks(command: str, options: Namespace, folder: Path | None) -> list[Callback]:
     """Lists the callbacks of a command, in the order in which the Trainer calls them, after those of the user.
 
     Args:
         command: its name.
         options: of the command, with its callbacks, loggers and data made.
+        folder: for the checkpoints; if omitted, in that of the logger.
     """
     trainer = options.trainer
     given = as_list(trainer.callbacks)
@@ -71,7 +74,7 @@ def callbacks(command: str, options: Namespace) -> list[Callback]:
     logs = fit and trainer.logger is not False and not trainer.fast_dev_run
     bar = fit and trainer.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in given)
     # Two: `save_last` of one saves only beside a new best, and an overfitting run has none.
-    best, last = RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")
+    best, last = RunCheckpoint("best", "val/loss", folder), RunCheckpoint("last", dirpath=folder)
     ours: list[Callback | bool] = [
         Threads(),
         Settings(options.matmul_precision),
@@ -212,11 +215,14 @@ class CLI(LightningCLI):
         options = self.config_init[self.subcommand]
         trainer = options.trainer
         requested = options.get("ckpt_path")
-        writes, run = self.subcommand in TRAINING and not trainer.fast_dev_run, None
+        writes, run, folder = self.subcommand in TRAINING and not trainer.fast_dev_run, None, None
+        if writes and trainer.logger in (False, []):
+            resumes = self.same_run or Path(requested or "").name == "last.ckpt"
+            folder = folder_without_logger(trainer.default_root_dir or ".", requested if resumes else None)
         if writes and trainer.logger in (None, True):
             run = kwargs["logger"] = run_logger(trainer, requested if self.same_run else None)
         kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, requested, writes, run)
-        kwargs["callbacks"] = [*as_list(trainer.callbacks), *callbacks(str(self.subcommand), options)]
+        kwargs["callbacks"] = [*as_list(trainer.callbacks), *callbacks(str(self.subcommand), options, folder)]
         kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(requested)]
         return cast(Trainer, super().instantiate_trainer(**kwargs))
 

@@ -10,11 +10,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
-from makemore_pl.commands.messages import command_line, say
+from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
+from makemore_pl.terminal import command_line
 
 
 def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:

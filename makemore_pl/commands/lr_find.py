@@ -11,12 +11,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.fit import describe, load_teacher
-from makemore_pl.commands.messages import command_line, say
+from makemore_pl.commands.messages import say
 from makemore_pl.commands.threads import choose_threads, products
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.optimization import make_optimizer
 from makemore_pl.pictures.figures import draw_learning_rates
+from makemore_pl.terminal import command_line
 
 LOWEST, HIGHEST = 0.001, 1.0
 """The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""

@@ -4,8 +4,6 @@ import difflib
 import io
 import os
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import NoReturn
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 from makemore_pl.commands.help import COMMANDS, RECIPES
+from makemore_pl.terminal import printable
 
 LONGEST_ERROR = 2000
 """The most characters of an error that are printed: it may quote a file of any length."""
@@ -51,27 +50,10 @@ def write_utf8() -> None:
         sys.stdout.reconfigure(encoding="utf-8")
 
 
-def command_line(*words: str | Path) -> str:
-    """Joins words into a command for the shell of this system, to be pasted.
-
-    Args:
-        words: a `Path` is named from the current folder, and never taken for a flag.
-    """
-    named = [os.path.relpath(word) if isinstance(word, Path) else word for word in words]
-    dashed = [isinstance(word, Path) and name.startswith("-") for word, name in zip(words, named, strict=True)]
-    safe = [f".{os.sep}{name}" if dash else name for name, dash in zip(named, dashed, strict=True)]
-    return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
-
-
 @rank_zero_only
 def say(line: str) -> None:
     """Prints a line to stderr; stdout is for predictions."""
     print(printable(line), file=sys.stderr, flush=True)
-
-
-def printable(line: str) -> str:
-    """Escapes control characters, which could move a terminal's cursor: a line may quote a file or a flag."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
 
 
 def fail(error: object) -> NoReturn:

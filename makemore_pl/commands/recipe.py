@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from makemore_pl.checkpoint import ARCHITECTURE
 from makemore_pl.commands.messages import say
 from makemore_pl.optimization import Schedule, lr_factor
+from makemore_pl.wordlist import recorded
 
 KEPT = [
     *("max_steps", "max_epochs", "min_steps", "min_epochs", "max_time"),
@@ -123,7 +124,7 @@ def changes(before: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     for name, old in before.items():
         new = asked.get(name, old)
         if name in ("path", "teacher") and new is not None:
-            new = str(Path(new).absolute())
+            new = recorded(new) if name == "path" else str(Path(new).absolute())
         if new != old:
             changed.append(f"{name} {new} instead of {old}".replace("None", "none"))
     return changed

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.checkpoint import DIGEST, SEAL, load
 from makemore_pl.durable.files import lock, new_file, remove_litter, write_whole
+from makemore_pl.durable.runs import saved_in
 
 LITTER = r"(.+\.ckpt|probe)"
 """The names of temporary files that this project makes in a folder of checkpoints, as a regular expression."""
@@ -108,7 +109,7 @@ class CheckpointFolder(Callback):
         """Locks and tests the folder.
 
         Raises:
-            ValueError: if another run writes there, or the disk is full or cannot be written.
+            ValueError: if another run writes there or has saved there, or the disk is full or cannot be written.
         """
         folder = Path(str(self.checkpoint.dirpath))  # the logger decides where it is
         if not trainer.is_global_zero or self.locked is not None:
@@ -118,6 +119,9 @@ class CheckpointFolder(Callback):
             self.locked = lock(folder)
             if self.locked is None:
                 raise ValueError(f"{folder}: another run writes its checkpoints there; wait for its end")
+            resumes = trainer.ckpt_path and Path(trainer.ckpt_path).resolve().parent == folder.resolve()
+            for path in saved_in(folder) if not resumes else []:
+                raise ValueError(f"{path}: exists, and this run would write over it; move it, or use another name")
             # Beside a folder that the user has chosen there may be anything.
             ours = (
                 folder.parent.parent.glob(f"version_*/{folder.name}") if isinstance(trainer.logger, RunFolder) else []
@@ -161,10 +165,12 @@ class RunCheckpoint(ModelCheckpoint):
     Args:
         filename: `best` or `last`, without its ending.
         monitor: the score that decides; None to save after each validation.
+        dirpath: the folder; if omitted, in that of the logger.
     """
 
-    def __init__(self, filename: str, monitor: str | None = None) -> None:
+    def __init__(self, filename: str, monitor: str | None = None, dirpath: Path | None = None) -> None:
         super().__init__(
+            dirpath=dirpath,
             filename=filename,
             monitor=monitor,
             save_on_train_epoch_end=False,

@@ -5,7 +5,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
 from makemore_pl.durable.watchdog import in_main_thread, write
+from makemore_pl.terminal import command_line
 
 SIGNALS = signal.SIGINT, signal.SIGTERM
 
@@ -20,15 +21,16 @@ PATIENCE = 8
 """Seconds from a signal until the program ends, even if a step, a validation or a checkpoint is not finished."""
 
 
-taken = threading.Event()
-"""Set when an `Interruption` has received the signal: it ends the program by itself."""
+last_words: list[Callable[[], str]] = []
+"""Make the line to print if a signal ends the program late; empty except in a training that has received one."""
 
 
 @contextmanager
 def ending_quietly() -> Iterator[None]:
     """Within the block, signals end the program without a message, with exit status 130 or 143.
 
-    They do so even if the main thread is in a call that does not return, as when it waits for other processes.
+    They do so after `PATIENCE` seconds at the latest, whatever handlers of others do, and even if the main thread is in
+    a call that does not return, as when it waits for other processes.
     """
     if not in_main_thread():
         yield
@@ -40,7 +42,7 @@ def ending_quietly() -> Iterator[None]:
     # A shell sets programs in the background to ignore Ctrl-C.
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, leave) for number in numbers}
-    taken.clear()
+    last_words.clear()
     ended = threading.Event()
     received, wake = socket.socketpair()
     wake.setblocking(False)
@@ -66,7 +68,9 @@ def end_late(received: socket.socket, ended: threading.Event, numbers: Sequence[
     """
     with received:
         while number := received.recv(1):
-            if number[0] in numbers and not ended.wait(PATIENCE) and not taken.is_set():
+            if number[0] in numbers and not ended.wait(PATIENCE):
+                for words in last_words:
+                    write(words())
                 os._exit(128 + number[0])
 
 
@@ -74,7 +78,7 @@ class Interruption(Callback):
     """Ends a training on one device after the step in which a signal arrives, with a checkpoint of that step.
 
     Lightning would end it anywhere and save nothing. Here a signal sets `trainer.should_stop`: the Trainer finishes the
-    batch, validates and returns. The program ends at once on a second signal, or `PATIENCE` seconds after the first;
+    batch, validates and returns. A second signal ends the program at once, and `ending_quietly` after some seconds;
     checkpoints stay whole.
 
     Args:
@@ -86,7 +90,6 @@ class Interruption(Callback):
         self.found_by_name = False
         self.steps = 0
         self.number: int | None = None
-        self.timer: threading.Timer | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Installs the signal handlers."""
@@ -101,14 +104,11 @@ class Interruption(Callback):
 
     def take_signal(self, number: int, _: Any) -> None:
         """Notes a signal; a second one ends the program."""
-        taken.set()
         if self.number is not None:
             write(f"error: stopped by {self.name} at once{self.how_to_resume()}")
             os._exit(128 + number)
         self.number = number
-        self.timer = threading.Timer(PATIENCE, self.give_up)
-        self.timer.daemon = True
-        self.timer.start()
+        last_words[:] = [self.too_late]
 
     @property
     def name(self) -> str:
@@ -119,14 +119,13 @@ class Interruption(Callback):
         """Returns the end of a message; empty if there is no checkpoint, or none of that step."""
         if not self.checkpoints or self.checkpoints[-1].saved < (step or 0):
             return ""
-        path = "last" if self.found_by_name else os.path.relpath(self.checkpoints[-1].path)
+        path = "last" if self.found_by_name else command_line(self.checkpoints[-1].path)
         where = " from the last checkpoint" if step is None else ""
         return f"; the same command with --ckpt_path {path} resumes{where}"
 
-    def give_up(self) -> None:
-        """Ends the program, whatever the main thread does."""
-        write(f"error: stopped by {self.name} before the step finished{self.how_to_resume()}")
-        os._exit(128 + (self.number or 0))
+    def too_late(self) -> str:
+        """Returns the message where the main thread does not end in time."""
+        return f"error: stopped by {self.name} before the step finished{self.how_to_resume()}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -156,14 +155,12 @@ class Interruption(Callback):
 
     def on_exception(self, *_: Any) -> None:
         """Drops the signal: the error ends the run, and the caller may handle it."""
-        if self.timer is not None:
-            self.timer.cancel()
+        last_words.clear()
         self.number = None
 
     def end(self, trainer: Trainer) -> NoReturn:
         assert self.number is not None
-        if self.timer is not None:
-            self.timer.cancel()
+        last_words.clear()
         step = trainer.global_step
         write(f"error: stopped by {self.name} after step {step:,}{self.how_to_resume(step)}")
         sys.exit(128 + self.number)

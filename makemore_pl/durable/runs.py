@@ -2,14 +2,41 @@
 
 import contextlib
 import itertools
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from makemore_pl.checkpoint import DIGEST, SEAL
 
-PLACES = "lightning_logs/version_*/checkpoints", "checkpoints", "*/*/checkpoints", "*/*/*/checkpoints"
+PLACES = (
+    "lightning_logs/version_*/checkpoints",
+    "checkpoints",
+    "checkpoints-v*",
+    "*/*/checkpoints",
+    "*/*/*/checkpoints",
+)
 """Folders of checkpoints below the folder of all runs: of the logger of `fit`, without a logger, and of other loggers,
 by the name and version of a run, in the root or a folder in it."""
+
+
+def folder_without_logger(root: str | Path, resumed: str | None) -> Path:
+    """Returns where a run without a logger saves: `checkpoints`, or `checkpoints-v1`, ... if there is another run.
+
+    Args:
+        root: the folder that holds the runs.
+        resumed: the checkpoint of a run that resumes, in its own folder if that was made here.
+    """
+    names = itertools.chain(["checkpoints"], (f"checkpoints-v{number}" for number in itertools.count(1)))
+    own = Path(resumed).resolve().parent if resumed else None
+    if own is not None and own.parent == Path(root).resolve() and re.fullmatch(r"checkpoints(-v\d+)?", own.name):
+        return own
+    return next(folder for name in names if not saved_in(folder := Path(root, name)))
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """Returns those of `best` and `last` that are in a folder."""
+    return [path for name in ("best", "last") if os.path.lexists(path := folder / f"{name}.ckpt")]
 
 
 def find(name: str, root: str | Path) -> Iterator[Path]:

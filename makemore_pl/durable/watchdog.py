@@ -18,6 +18,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import DistError, all_gather_object
 
+from makemore_pl.terminal import printable
+
 BEAT, END = b"\0", b"\1"
 
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
@@ -216,7 +218,7 @@ def write(line: str) -> None:
     """Writes a line to stderr without any lock that the main thread may hold."""
     show_cursor = "\033[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     with suppress(OSError):
-        os.write(2, f"{show_cursor}{line}\n".encode())
+        os.write(2, f"{show_cursor}{printable(line)}\n".encode())
 
 
 def in_main_thread() -> bool:
