@@ -39,7 +39,10 @@ CALLS = re.compile(
 FLOATS = torch.float16, torch.bfloat16, torch.float32, torch.float64
 
 NOT_DOWNLOADED = ": is a URL, and nothing is downloaded; download it and name the file"
-"""The error for a URL where a file is expected."""
+"""The error for a URL where a file to read is expected."""
+
+NOT_UPLOADED = ": is a URL, and nothing is uploaded; name a file"
+"""The error for a URL where a file to write is expected."""
 
 
 class BrokenCheckpointError(ValueError):
@@ -88,6 +91,8 @@ def unpack(content: bytes, path: str | Path) -> dict[str, Any]:
     Raises:
         BrokenCheckpointError: if it is not intact.
     """
+    if not content.startswith(b"PK\3\4"):
+        raise BrokenCheckpointError(f"{path}: not a checkpoint: it does not begin as a zip archive")
     sealed = content[:-DIGEST].endswith(SEAL)
     if sealed and hashlib.sha256(content[:-DIGEST]).hexdigest().encode() != content[-DIGEST:]:
         raise BrokenCheckpointError(f"{path}: this checkpoint is broken: its checksum does not match")
@@ -118,8 +123,6 @@ def refuse_calls(content: bytes, path: str | Path) -> None:
     Raises:
         BrokenCheckpointError: if it does.
     """
-    if not content.startswith(b"PK\3\4"):
-        raise BrokenCheckpointError(f"{path}: not a checkpoint: it does not begin as a zip archive")
     # Torch's own archive reader: of two pickles in one archive, another reader may find the other.
     pickled = torch._C.PyTorchFileReader(io.BytesIO(content)).get_record("data.pkl")
     for operation, name, _ in pickletools.genops(pickled):
@@ -128,10 +131,10 @@ def refuse_calls(content: bytes, path: str | Path) -> None:
             raise BrokenCheckpointError(f"{path}: not a checkpoint of makemore_pl: it calls {str(name)[:60]!r}")
 
 
-def refuse_url(path: str | Path) -> None:
+def refuse_url(path: str | Path, remedy: str = NOT_DOWNLOADED) -> None:
     """Raises a ValueError if a path is a URL."""
     if "://" in str(path):
-        raise ValueError(f"{path}{NOT_DOWNLOADED}")
+        raise ValueError(f"{path}{remedy}")
 
 
 def check(path: str | Path, checkpoint: Any) -> None:

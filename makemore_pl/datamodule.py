@@ -125,8 +125,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             )
         if counted is None:
             counted = not (batch_size or replacement)
-        source = Path(path or shipped("names.txt"))
-        path = path and recorded(path)
+        if path is not None:
+            refuse_url(path)
+        source, path = Path(path or shipped("names.txt")), path and recorded(path)
         # Saved for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False, ignore="other_words")
         self.list = WordList(

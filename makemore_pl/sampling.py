@@ -1,6 +1,8 @@
 """Next-character distributions -> words, and words -> their probability. Any callable that gives logits will do.
 
 Shapes: B words drawn side by side, T block size (context length), V vocabulary size.
+
+Over 300 lines: a sixth of it documents the options.
 """
 
 import math

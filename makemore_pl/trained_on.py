@@ -62,21 +62,18 @@ def read_records(path: str) -> list[Record]:
 def difference(theirs: Sequence[Record], ours: Record) -> str | None:
     """Says in which way any of their words differ from ours; None if all are the same words.
 
-    If our list was not read, only the hyperparameters are compared; if theirs has no digest, the paths as well.
+    If our list was not read, only the hyperparameters are compared; if theirs has no digest, the paths of the lists.
     """
     for each in theirs:
         compared = "path" if each["digest"] is None else "digest"
-        names = [name for name in [*SPLIT, compared] if name in each]
-        name = next((name for name in names if each[name] != ours[name]), None)
+        names = [name for name in SPLIT if name in each] + [compared] * (ours["digest"] is not None)
+        name = next((name for name in names if each.get(name) != ours[name]), None)
         if name == "digest":
-            if ours["digest"] is not None:
-                return (
-                    f"trained on another list than {ours['path'] or 'names.txt'}, or on what it was before it changed"
-                )
-        elif compared == "path" and STREAM in (each.get("path"), ours["path"]):
+            return f"trained on another list than {ours['path'] or 'names.txt'}, or on what it was before it changed"
+        if "path" in names and STREAM in (each.get("path"), ours["path"]):
             return "cannot verify that it was trained on the same split: a word list came from stdin"
-        elif name is not None:
-            return f"trained on other words: its {name} is {each[name]!a}, not {ours[name]!a}"
+        if name is not None:
+            return f"trained on other words: its {name} is {each.get(name)!a}, not {ours[name]!a}"
     return None
 
 

@@ -155,8 +155,7 @@ def read_pieces(
                     offset = file.tell()
                 number += 1
     except OSError as error:
-        fetched = "; nothing is downloaded: download it and name the file" if re.match(r"\w[\w:]+:/", str(path)) else ""
-        raise ValueError(f"{path}: cannot read this word list ({error.strerror}{fetched})") from None
+        raise ValueError(f"{path}: cannot read this word list ({error.strerror})") from None
 
 
 def _open(path: Path) -> BinaryIO:

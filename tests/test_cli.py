@@ -511,7 +511,7 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         ),
         (["fit", "--ckpt_path", "nowhere.ckpt"], "--ckpt_path nowhere.ckpt: no such file"),
         (["predict"], "no checkpoint found: looked in lightning_logs/version_*/checkpoints, checkpoints"),
-        (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: cannot read this checkpoint ("),
+        (["predict", "--ckpt_path", "latin1.txt"], "latin1.txt: not a checkpoint: it does not begin as a zip archive"),
         (["predict", "--ckpt_path", "foreign.ckpt"], "foreign.ckpt: not a checkpoint of makemore_pl"),
         (["fit", "--data.counted", "true", "--data.batch_size", "32"], "counted needs all rows at once"),
         (["fot"], "unknown command fot: did you mean fit?"),
@@ -692,8 +692,14 @@ def test_every_option_is_documented(command, call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     status, out, _ = call(command, "--help")
     assert status == 0
+    opening, last = out.split("\nAll flags: ")
+    assert last == f"makemore_pl {command} --help all\n"
+    assert call(command, "-h")[1] == out
+    status, out, _ = call(*last.split()[1:])
+    assert status == 0
     assert "help:" not in out
-    opening, flags = out.split("\nAll flags:\n")
+    assert out.startswith(f"{opening}\nAll flags:\n")
+    flags = out.removeprefix(opening)
     ours = [part for part in re.split(r"\n  --", flags) if part.startswith(("model.", "data.", "sample.", "num_s"))]
     assert len(ours) >= 18
     for part in ours:

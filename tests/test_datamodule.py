@@ -198,7 +198,7 @@ def hand_in(data):
         ({"num_words": 300}, "trained on other words: its num_words is 400, not 300"),
         ({"split_seed": 1}, "trained on other words: its split_seed is 42, not 1"),
         ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: is a URL, and nothing is downloaded"),
-        ({"teacher": __file__}, "cannot read this checkpoint"),
+        ({"teacher": __file__}, "not a checkpoint: it does not begin as a zip archive"),
         ({"path": "-"}, "cannot verify that it was trained on the same split: a word list came from stdin"),
     ],
 )

@@ -17,7 +17,7 @@ from conftest import ROOT
 from makemore_pl import MLP, Vocabulary
 from makemore_pl.commands.export import export
 
-ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u2028z", "<!--", "Łódź\u0301"]
+ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u200bz", "<!--", "Łódź\u0301"]
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
 
 
@@ -408,7 +408,7 @@ def test_any_alphabet_is_shown_and_can_do_no_harm(odd, visit):
         for context in (word, word[:1]):
             found = browser.execute_script("return playground.probabilities(arguments[0])", context)
             np.testing.assert_allclose(found, by_hand(odd, context), rtol=0, atol=1e-12)
-    shown = {" ": "␣", "\u2028": "U+2028", "\u0301": "◌\u0301"}
+    shown = {" ": "␣", "\u200b": "U+200B", "\u0301": "◌\u0301"}
     for word in ODD:
         put(browser, word)
         assert texts(browser, "#score .letter") == [*(shown.get(c, c) for c in word), "end"]

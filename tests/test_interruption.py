@@ -54,7 +54,7 @@ def test_a_signal_ends_a_training_after_its_step(number, logged, tmp_path, monke
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 10
     name = signal.Signals(number).name
     assert capfd.readouterr().err == (
-        f"error: stopped by {name} after step 10; the same command with --ckpt_path "
+        f"stopped by {name} after step 10; the same command with --ckpt_path "
         f"{'last' if logged else os.path.relpath(tmp_path / 'last.ckpt')} resumes\n"
     )
     assert signal.getsignal(number) == before
@@ -66,7 +66,7 @@ def test_a_signal_after_the_last_step_is_not_forgotten(hook, tmp_path, monkeypat
     with pytest.raises(SystemExit) as exit, ending_quietly():
         fit(tmp_path, Interruption())
     assert exit.value.code == 143
-    assert capfd.readouterr().err in ("error: stopped by SIGTERM after step 50\n", "")
+    assert capfd.readouterr().err in ("stopped by SIGTERM after step 50\n", "")
 
 
 def test_what_was_never_validated_is_saved_before_the_end(tmp_path, monkeypatch, capfd):
@@ -77,7 +77,7 @@ def test_what_was_never_validated_is_saved_before_the_end(tmp_path, monkeypatch,
         fit(tmp_path, Interruption(last), last)
     assert exit.value.code == 143
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 50
-    assert capfd.readouterr().err.startswith("error: stopped by SIGTERM after step 50; the same command")
+    assert capfd.readouterr().err.startswith("stopped by SIGTERM after step 50; the same command")
 
 
 def test_a_run_that_fails_after_a_signal_is_not_ended_once_more(tmp_path, monkeypatch):
@@ -106,7 +106,7 @@ def test_what_takes_too_long_is_given_up(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit), ending_quietly():
         fit(tmp_path, Interruption())
     assert ended == [143]
-    assert capfd.readouterr().err.startswith("error: stopped by SIGTERM before the step finished\n")
+    assert capfd.readouterr().err.startswith("stopped by SIGTERM before the step finished\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="the quotes are those of a POSIX shell")
@@ -117,7 +117,7 @@ def test_the_command_that_resumes_can_be_pasted(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit):
         fit(tmp_path, Interruption(last), last)
     end = "; the same command with --ckpt_path 'my out\\x1b/last.ckpt' resumes\n"
-    assert capfd.readouterr().err == f"error: stopped by SIGTERM after step 50{end}"
+    assert capfd.readouterr().err == f"stopped by SIGTERM after step 50{end}"
 
 
 def test_a_run_that_is_to_ignore_ctrl_c_does(tmp_path):

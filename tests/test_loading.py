@@ -236,10 +236,18 @@ def test_nothing_is_fetched(scheme, folder, call, monkeypatch):
         assert err == f"error: {url}: is a URL, and nothing is downloaded; download it and name the file\n"
     with pytest.raises(ValueError, match="nothing is downloaded"):
         MLP.load_from_checkpoint(url)
-    for flag in ("--config", "--data.path"):
-        status, out, err = call("fit", flag, url)
-        assert (status, out, err.count("\n")) == (2, "", 1)
-        assert "nothing is downloaded" in err
+    url += "//y"  # quoted as it was typed
+    assert call("fit", "--trainer.max_steps", 1, "--pictures", "false")[0] == 0
+    for done, *flags in [
+        ("download", "fit", "--config", url),
+        ("download", "fit", "--data.path", url),
+        ("download", "predict", "--sample.score", url),
+        ("upload", "predict", "--sample.output", url),
+        ("upload", "export", "--output", url + ".html"),
+    ]:
+        status, out, err = call(*flags)
+        assert (status, out) == (2, "")
+        assert f"error: {flags[-1]}: is a URL, and nothing is {done}ed; " in err
     assert asked == []
 
 

@@ -160,8 +160,7 @@ def test_a_checkpoint_without_a_record_is_known_by_its_path(run, call):
     status, _, err = call("validate", "--data.path", "moved.txt")
     assert status == 2
     assert f"its path is {str(run / 'list.txt')!r}, not {str(run / 'moved.txt')!r}{FLAG}" in err
-    status, _, err = call("export", "--output", "x.ckpt", "--data.path", "moved.txt")
-    assert (status, "its path is" in err) == (2, True)
+    assert call("export", "--output", "x.ckpt")[0] == 0  # it reads no list
 
 
 @pytest.mark.parametrize("state", [None, 7, [7], [{}], [{"path": []}], {"a": 1}])

@@ -14,7 +14,7 @@ import lightning
 import torch
 from lightning.pytorch import Trainer
 
-from makemore_pl.checkpoint import ARCHITECTURE
+from makemore_pl.checkpoint import ARCHITECTURE, NOT_UPLOADED, refuse_url
 from makemore_pl.commands.ensemble import average as combine
 from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
@@ -72,6 +72,7 @@ def export(
         ValueError: if the name ends otherwise, the file cannot be written, a package is missing, or a weight is not a
             finite number.
     """
+    refuse_url(output, NOT_UPLOADED)
     output = Path(output)
     formats: dict[str, Callable[[MLP], bytes | memoryview]] = {
         ".html": as_page,

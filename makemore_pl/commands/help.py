@@ -16,6 +16,8 @@ COMMANDS = {
 
 NEWEST = "  --ckpt_path FILE              a checkpoint; default: the newest run's best\n"
 
+ALL = "All flags: makemore_pl {} --help all\n"
+
 OPENINGS = {
     "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
 

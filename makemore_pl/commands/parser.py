@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from argparse import ArgumentError, ArgumentParser
+from argparse import SUPPRESS, Action, ArgumentError, ArgumentParser
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from makemore_pl import __version__
 from makemore_pl.checkpoint import NOT_DOWNLOADED
-from makemore_pl.commands.help import COMMANDS, OPENINGS, RECIPES
+from makemore_pl.commands.help import ALL, COMMANDS, OPENINGS, RECIPES
 from makemore_pl.commands.messages import either, explain, fail
 from makemore_pl.model import MLP
 from makemore_pl.wordlist import shipped
@@ -72,6 +72,17 @@ class RecipeFile(ActionConfigFile):
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
+class Help(Action):
+    """`--help`: the flags that matter most; `--help all`: all of them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if values not in (None, "all"):
+            fail(f"--help {values}: expected --help, or --help all")
+        parser.helps_all = values == "all"
+        parser.print_help()
+        parser.exit()
+
+
 class Parser(LightningArgumentParser):
     """A parser of one command, or of the program.
 
@@ -89,8 +100,12 @@ class Parser(LightningArgumentParser):
             self.parsers[command] = self
         if command == "":
             kwargs["version"] = __version__
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **kwargs | {"add_help": not command})
         self.command = command
+        self.helps_all = False
+        if command:
+            text = "the flags that matter most; `--help all`: all flags"
+            self.add_argument("-h", "--help", action=Help, nargs="?", metavar="all", default=SUPPRESS, help=text)
 
     def add_config(self) -> None:
         """Adds `--config`."""
@@ -108,7 +123,8 @@ class Parser(LightningArgumentParser):
         if self.command is None:
             return f"{usage}\n{rest}"
         if self.command:
-            return f"{usage}\n\n{OPENINGS[self.command]}\nAll flags:\n{rest.partition('options:')[2]}"
+            flags = f"All flags:\n{rest.partition('options:')[2]}"
+            return f"{usage}\n\n{OPENINGS[self.command]}\n{flags if self.helps_all else ALL.format(self.command)}"
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
         options = rest.partition("options:")[2].partition("subcommands:")[0]
         more = "`makemore_pl fit --help` lists the flags of a command. `python -m makemore_pl` is the same program."

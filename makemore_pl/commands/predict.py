@@ -13,6 +13,7 @@ from typing import Any, Literal, TextIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed import recv_object_list, send_object_list
 
+from makemore_pl.checkpoint import NOT_UPLOADED, refuse_url
 from makemore_pl.commands.messages import say
 from makemore_pl.durable.files import writing
 from makemore_pl.memory import require_memory_to_read
@@ -61,6 +62,8 @@ class Request(Sampler):
             raise ValueError(
                 "score takes words as they are: omit prompt, unique, novel and pattern, which are for new ones"
             )
+        refuse_url(score or "")
+        refuse_url(output or "", NOT_UPLOADED)
         self.format = format
         self.output = output
         self.words: list[str] | None = None

@@ -105,7 +105,7 @@ class Interruption(Callback):
     def take_signal(self, number: int, _: Any) -> None:
         """Notes a signal; a second one ends the program."""
         if self.number is not None:
-            write(f"error: stopped by {self.name} at once{self.how_to_resume()}")
+            write(f"stopped by {self.name} at once{self.how_to_resume()}")
             os._exit(128 + number)
         self.number = number
         last_words[:] = [self.too_late]
@@ -125,7 +125,7 @@ class Interruption(Callback):
 
     def too_late(self) -> str:
         """Returns the message where the main thread does not end in time."""
-        return f"error: stopped by {self.name} before the step finished{self.how_to_resume()}"
+        return f"stopped by {self.name} before the step finished{self.how_to_resume()}"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,7 +162,7 @@ class Interruption(Callback):
         assert self.number is not None
         last_words.clear()
         step = trainer.global_step
-        write(f"error: stopped by {self.name} after step {step:,}{self.how_to_resume(step)}")
+        write(f"stopped by {self.name} after step {step:,}{self.how_to_resume(step)}")
         sys.exit(128 + self.number)
 
 
