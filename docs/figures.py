@@ -17,7 +17,7 @@ def main() -> None:
     path = sys.argv[1] if len(sys.argv) > 1 else "lightning_logs/version_0/checkpoints/best.ckpt"
     model = MLP.load_from_checkpoint(path, "cpu", weights_only=True)
     data = NamesDataModule.load_from_checkpoint(path, weights_only=True)
-    contexts = frequent_contexts(*data.view("val", counted=True))
+    contexts = frequent_contexts(data.count("val")["val"])
     with torch.no_grad():
         probabilities = torch.softmax(model(contexts), dim=1)
     folder = Path(__file__).parent
