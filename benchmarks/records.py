@@ -101,7 +101,7 @@ def judge(path):
     compared = Comparison(model, counts["train"], counts["val"])
     scores = {who.split(",")[0]: of for who, of in compared.score(*counts.values()).items()}
     found = {who: dict(zip(counts, (score.loss for score in scores[who]), strict=True)) for who in ("network", "mixed")}
-    floor = entropy(counts["train"][1])
+    floor = entropy(counts["train"])
     assert all(losses["train"] >= floor for losses in found.values()), "below the floor: a bug"
     return found | {"weight": compared.weight, "block": model.block_size, "floor": floor}
 
@@ -111,11 +111,11 @@ def counting(block_size):
     data = NamesDataModule(block_size=block_size)
     counts = data.count("train", "val", "test")
     begin = time.perf_counter()
-    model = NGram(*counts["train"])
+    model = NGram(counts["train"])
     scores = measure(model, *counts.values(), count_words(data.unseen("val"), data.vocabulary, block_size))
     took = time.perf_counter() - begin
     losses = {name: score.loss for name, score in zip([*counts, "unseen val"], scores, strict=True)}
-    return losses | {"seconds": took, "floor": entropy(counts["train"][1])}
+    return losses | {"seconds": took, "floor": entropy(counts["train"])}
 
 
 def spread(values):

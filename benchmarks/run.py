@@ -213,9 +213,9 @@ def busy(folder):
 
 def arithmetic(peer):
     data, model = NamesDataModule(), MLP(init="lecture")
-    train, *held_out = (data.view(split, counted=True) for split in ("train", "val", "test"))
-    contexts, counts = align_counts(*held_out)  # dev and test share most of their contexts
-    counts = [own.float() for own in counts]
+    train = data.view("train", counted=True)
+    held_out = align_counts(*data.count("val", "test").values())  # dev and test share most of their contexts
+    contexts, counts = held_out[0].contexts, [own[:].float() for own in held_out]
 
     def gradient():
         model.zero_grad()

@@ -20,7 +20,7 @@ def main() -> None:
     letters = MLP.load_from_checkpoint(flat, "cpu", weights_only=True)
     model = MLP.load_from_checkpoint(path, "cpu", weights_only=True)
     data = NamesDataModule.load_from_checkpoint(path, weights_only=True)
-    contexts = frequent_contexts(*data.view("val", counted=True))
+    contexts = frequent_contexts(data.count("val")["val"])
     with torch.no_grad():
         probabilities = torch.softmax(model(contexts), dim=1)
     folder = Path(__file__).parent

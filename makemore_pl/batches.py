@@ -21,7 +21,8 @@ class Batches:
     Several processes share each batch: every row goes to one of them, and their shares differ by a row at most.
 
     Args:
-        tensors: of equal length; a batch holds the same rows of each.
+        tensors: of equal length; a batch holds the same rows of each. All but the first may be columns that make the
+            rows that they are indexed with.
         batch_size: rows per batch, over all processes; None for all rows at once.
         seed: of the order, a new one for each pass; None for the order of the rows.
         replacement: draw each row anew, as the notebook does, instead of every row once per pass.
@@ -36,7 +37,7 @@ class Batches:
 
     def __init__(
         self,
-        tensors: tuple[Tensor, ...],
+        tensors: tuple[Tensor, Any],
         batch_size: int | None = None,
         seed: int | None = None,
         replacement: bool = False,
@@ -97,7 +98,8 @@ class Batches:
                 index = torch.stack(rows)
                 return tuple(tensor[index] for tensor in self.tensors)
         elif self.pass_length == 1:  # all rows each time: K views of them
-            return tuple(tensor[rows[0]].expand(size, -1, *tensor.shape[1:]) for tensor in self.tensors)
+            parts = (tensor[rows[0]] for tensor in self.tensors)
+            return tuple(part.expand(size, *part.shape) for part in parts)
         return tuple([tensor[each] for each in rows] for tensor in self.tensors)
 
     def _rows(self, update: int) -> Any:

@@ -1,6 +1,7 @@
 """A network, counting, their mixture and chance, over the same windows. Knows no Lightning.
 
-Shapes: B and M distinct contexts, T block size (context length), V vocabulary size.
+Shapes: B contexts, P distinct pairs of a context and the character that came next, T block size (context length),
+V vocabulary size.
 """
 
 import math
@@ -12,13 +13,7 @@ from torch import Tensor
 
 from makemore_pl.ngram import NGram
 from makemore_pl.sampling import NextLogits
-from makemore_pl.windows import align_counts
-
-Counted = tuple[Tensor, Tensor]
-"""Contexts (M, T) int64 and how often each character came next (M, V) int64, as `count_windows` returns them."""
-
-CONTEXTS_AT_ONCE = 2**15
-"""Contexts predicted at a time."""
+from makemore_pl.windows import Counts, align_counts, rows_at_once
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,7 @@ class Mixture:
 
     def __call__(self, context: Tensor) -> Tensor:
         """Computes the logarithms of the mixed probabilities, (B, V) float64."""
-        first, second = log_probabilities(self.first, context), log_probabilities(self.second, context)
-        # log(w p + (1 - w) q) from log p and log q: a probability may be too small for a float.
-        weight = torch.tensor([self.weight, 1 - self.weight], dtype=torch.float64).log()
-        return torch.logaddexp(first + weight[0], second + weight[1])
+        return mix(log_probabilities(self.first, context), log_probabilities(self.second, context), self.weight)
 
 
 class Comparison:
@@ -75,21 +67,31 @@ class Comparison:
         val: the windows to choose the weight of the mixture on; None to omit the mixture.
     """
 
-    def __init__(self, network: NextLogits, train: Counted | None, val: Counted | None) -> None:
+    def __init__(self, network: NextLogits, train: Counts | None, val: Counts | None) -> None:
         self.predictors = {"network": network}
         self.weight: float | None = None  # of the network in the mixture
         if train is None:
             return
-        counting = self.predictors["Kneser-Ney"] = NGram(*train)
+        counting = self.predictors["Kneser-Ney"] = NGram(train)
         if val is not None:
             self.weight = best_weight(network, counting, val)
             mixture = Mixture(network, counting, self.weight)
             self.predictors[f"mixed, {self.weight:.2f} of the network"] = mixture
 
-    def score(self, *counted: Counted) -> dict[str, list[Score]]:
+    def losses(self, *counted: Counts) -> dict[str, list[float]]:
+        """Computes the losses of the predictors on sets of windows, in less time than `score`."""
+        sets = align_counts(*counted)
+        found = [log_likelihoods(predictor, sets[0]) for predictor in list(self.predictors.values())[:2]]
+        if self.weight is not None:
+            found.append(mix(found[0], found[1], self.weight))
+        return {
+            name: [mean_nll(log_p, own.n) for own in sets] for name, log_p in zip(self.predictors, found, strict=True)
+        }
+
+    def score(self, *counted: Counts) -> dict[str, list[Score]]:
         """Scores each predictor, and the uniform distribution, on sets of windows: its name -> a score for each set."""
         scores = {name: measure(predictor, *counted) for name, predictor in self.predictors.items()}
-        V = counted[0][1].shape[1]
+        V = counted[0].vocab_size
         return scores | {"uniform": [Score(math.log(V), 1 / V, min(5, V) / V)] * len(counted)}
 
 
@@ -98,50 +100,79 @@ def log_probabilities(predictor: NextLogits, context: Tensor) -> Tensor:
     return torch.log_softmax(predictor(context).cpu().double(), dim=1)
 
 
+def mix(first: Tensor, second: Tensor, weight: float) -> Tensor:
+    """Computes log(w p + (1 - w) q) from log p and log q of any shape: a probability may be too small for a float."""
+    shares = torch.tensor([weight, 1 - weight], dtype=torch.float64).log()
+    return torch.logaddexp(first + shares[0], second + shares[1])
+
+
 @torch.no_grad()
-def measure(predictor: NextLogits, *counted: Counted) -> list[Score]:
+def measure(predictor: NextLogits, *counted: Counts) -> list[Score]:
     """Scores a predictor on sets of windows; each context is predicted once."""
-    X, counts = align_counts(*counted)
-    sums = torch.zeros(len(counted), 3, dtype=torch.float64)
-    for part in range(0, len(X), CONTEXTS_AT_ONCE):
-        rows = slice(part, part + CONTEXTS_AT_ONCE)
-        log_p = log_probabilities(predictor, X[rows])
-        likeliest = log_p.topk(min(5, log_p.shape[1]), dim=1).indices
-        for total, Y in zip(sums, counts, strict=True):
-            nll, hits = cross_entropy(log_p, Y[rows]), Y[rows].gather(1, likeliest)
-            total += torch.stack([nll, hits[:, 0].sum().double(), hits.sum().double()])
-    return [Score(*(total / Y.sum()).tolist()) for total, Y in zip(sums, counts, strict=True)]
+    sets = align_counts(*counted)
+    every, sums = sets[0], torch.zeros(len(counted), 3, dtype=torch.float64)
+    for start, stop in parts(every):
+        log_p, pairs = log_probabilities(predictor, every.contexts[start:stop]), every.pairs(start, stop)
+        row, y = every.row[pairs] - start, every.y[pairs]
+        hit = log_p.topk(min(5, log_p.shape[1]), dim=1).indices[row] == y[:, None]
+        for total, own in zip(sums, sets, strict=True):
+            n = own.n[pairs]
+            nll, hits = sum_nll(log_p[row, y], n), (n[:, None] * hit).sum(dim=0)
+            total += torch.stack([nll, hits[0].double(), hits.sum().double()])
+    return [Score(*(total / own.n.sum()).tolist()) for total, own in zip(sums, sets, strict=True)]
 
 
-def cross_entropy(log_p: Tensor, counts: Tensor) -> Tensor:
-    """Sums the negative log likelihoods. A count of 0 adds 0, even if the log-probability is minus infinity."""
-    return -torch.where(counts > 0, counts * log_p, 0.0).sum()
+@torch.no_grad()
+def log_likelihoods(predictor: NextLogits, counts: Counts) -> Tensor:
+    """Computes the log-probability of each pair of a context and the character that came next, (P,) float64."""
+    if isinstance(predictor, NGram):
+        return predictor.log_likelihoods(counts.contexts[counts.row], counts.y)
+    # Made beforehand: a list of small results, each beside large temporary ones, would leave memory in pieces.
+    found = torch.empty(len(counts.n), dtype=torch.float64)
+    for start, stop in parts(counts):
+        pairs = counts.pairs(start, stop)
+        log_p = log_probabilities(predictor, counts.contexts[start:stop])
+        found[pairs] = log_p[counts.row[pairs] - start, counts.y[pairs]]
+    return found
 
 
-def entropy(counts: Tensor) -> float:
-    """Computes the conditional entropy of next characters (M, V) given their contexts.
+def loss(predictor: NextLogits, counts: Counts) -> float:
+    """Computes the mean negative log likelihood of what came next."""
+    return mean_nll(log_likelihoods(predictor, counts), counts.n)
+
+
+def parts(counts: Counts) -> list[tuple[int, int]]:
+    """Lists where each part of the contexts starts and stops: as many as are predicted at a time."""
+    size = rows_at_once(counts.vocab_size)
+    return [(start, min(start + size, len(counts))) for start in range(0, len(counts), size)]
+
+
+def sum_nll(log_p: Tensor, n: Tensor) -> Tensor:
+    """Sums the negative log likelihoods of pairs (P,) that came n times; never adds 0, whatever the probability."""
+    return -torch.where(n > 0, n * log_p, 0.0).sum()
+
+
+def mean_nll(log_p: Tensor, n: Tensor) -> float:
+    """Computes the loss from the log-probabilities of pairs (P,) that came n times."""
+    return float(sum_nll(log_p, n) / n.sum())
+
+
+def entropy(counts: Counts) -> float:
+    """Computes the conditional entropy of next characters given their contexts.
 
     It is the floor: no predictor from these contexts has a smaller mean loss on them.
     """
-    log_p = (counts.double() / counts.sum(dim=1, keepdim=True)).log()
-    return float(cross_entropy(log_p, counts) / counts.sum())
+    return mean_nll((counts.n.double() / counts.totals()[counts.row]).log(), counts.n)
 
 
 @torch.no_grad()
-def best_weight(first: NextLogits, second: NextLogits, counted: Counted) -> float:
+def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:
     """Finds the share of the first predictor in the mixture with the smallest loss, by expectation maximisation.
 
     No step increases the loss, which is convex in the share and so has one minimum.
     """
-    X, counts = counted
-    row, y = counts.nonzero(as_tuple=True)
-    n = counts[row, y].double()
-
-    def log_likelihoods(predictor: NextLogits) -> Tensor:
-        parts = [log_probabilities(predictor, x) for x in torch.split(X, CONTEXTS_AT_ONCE)]
-        return torch.cat(parts)[row, y]
-
-    ratio, weight = (log_likelihoods(second) - log_likelihoods(first)).exp(), 0.5
+    n = counts.n.double()
+    ratio, weight = (log_likelihoods(second, counts) - log_likelihoods(first, counts)).exp(), 0.5
     for _ in range(200):
         before, weight = weight, float((n / (1 + (1 / weight - 1) * ratio)).sum() / n.sum())
         if abs(weight - before) < 1e-6 or weight < 1e-6:

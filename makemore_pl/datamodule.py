@@ -16,22 +16,22 @@ from torch.distributed import all_gather_object
 
 from makemore_pl.batches import Batches
 from makemore_pl.checkpoint import FromCheckpoint, refuse_url
-from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
+from makemore_pl.comparison import Mixture
 from makemore_pl.memory import require_memory
-from makemore_pl.ngram import NGram, smooth
+from makemore_pl.ngram import NGram, Smoothed
 from makemore_pl.options import require_sizes
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList
 from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
 from makemore_pl.vocabulary import Vocabulary
-from makemore_pl.windows import WORDS_PER_PART, add_counts, build_windows, count_words
+from makemore_pl.windows import WORDS_PER_PART, Counts, add_counts, build_windows, count_words, rows_at_once
 from makemore_pl.wordlist import Normalization, recorded, shipped
 
 FULL_STEPS = 25
 """Updates in an epoch if each takes all windows: a pass over them would be one update."""
 
-EVALUATION_ROWS = 2**15
-"""Contexts per batch of validation and test: large enough for speed, small enough for any memory."""
+CELLS_HELD = 2**25
+"""Up to this number, N windows x V characters, smoothed targets are computed once: 128 MB; beyond, batch by batch."""
 
 
 def next_batch(trainer: Trainer, loader: Batches) -> int:
@@ -134,8 +134,8 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             source, in_pieces=split == "hashed" and counted and num_words is None, options=self.hparams
         )
         self.source, self.is_stream, self.changed = self.list.source, self.list.is_stream, self.list.changed
-        self.tensors: dict[str, tuple[Tensor, Tensor]] = {}
-        self.counts: dict[str, tuple[Tensor, Tensor]] = {}
+        self.tensors: dict[str, tuple[Tensor, Any]] = {}
+        self.counts: dict[str, Counts] = {}
         self.teacher: NextLogits | None = None
         self.other_words = other_words
         self.checkpoint = ""
@@ -230,19 +230,36 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             ValueError: if the list cannot be used, or its words are not those of the checkpoint.
         """
         splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
-        # Evaluation needs no order, so it always takes the counted form: the same figures in less time.
         if splits:
             self.require_same_words()
-        windows, smoothing = "train" in splits and not self.hparams["counted"], self.hparams["smoothing"]
-        views = self.count(*(split for split in splits if split != "train" or not windows or smoothing))
-        if windows:
-            views["train"] = self.view("train", counted=False)
-        if "train" in splits and smoothing:
-            X, Y = views["train"]
-            require_memory(40 * len(X) * len(self.vocabulary), "targets smoothed by counting")
-            views["train"] = X, smooth(Y, self._expect(X), smoothing)
+        # Evaluation needs no order, so it always takes the counted form: the same figures in less time.
+        train_counts = self.hparams["counted"] or self.hparams["smoothing"]
+        counts = self.count(*(split for split in splits if split != "train" or train_counts))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
-        self.tensors |= {split: (X.to(device), Y.to(device)) for split, (X, Y) in views.items()}
+        self.tensors |= {split: (own.contexts.to(device), own.to(device)) for split, own in counts.items()}
+        if "train" in splits:
+            X, Y = self._targets(device)
+            self.tensors["train"] = X.to(device), Y.to(device) if isinstance(Y, Tensor) else Y
+
+    def _targets(self, device: torch.device) -> tuple[Tensor, Any]:
+        """Builds the contexts to train on and their targets, which are held, or made batch by batch."""
+        counted, smoothing, V = self.hparams["counted"], self.hparams["smoothing"], len(self.vocabulary)
+        Y: Any
+        if counted:
+            Y = self.counts["train"]
+            X = Y.contexts
+        else:
+            X, Y = self.view("train", counted=False)
+        if smoothing:
+            Y = Smoothed(X, Y, self._expected(), V, smoothing, device)
+        elif not counted:
+            return X, Y
+        if self.takes_all or len(X) * V <= CELLS_HELD:
+            what = "targets smoothed by counting" if smoothing else f"the counts of {len(X):,} contexts"
+            require_memory(20 * len(X) * V, what)
+            rows = rows_at_once(V)
+            Y = torch.cat([Y[start : start + rows] for start in range(0, len(X), rows)])
+        return X, Y
 
     def learn_from(self, teacher: NextLogits, vocabulary: Vocabulary, block_size: int) -> None:
         """Takes the network of the checkpoint that `teacher` names; call it before `setup`.
@@ -264,31 +281,27 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             raise ValueError(f"teacher {path}: {why}; take a teacher that was trained on the same words")
         self.teacher = teacher
 
-    def _expect(self, X: Tensor) -> Tensor:
-        """Computes the probabilities (N, V) of the next character after contexts (N, T): counting, and a teacher."""
-        expected: NextLogits = NGram(*self.counts["train"])
+    def _expected(self) -> NextLogits:
+        """Makes the prediction that smooths the targets: counting, and a teacher."""
+        expected: NextLogits = NGram(self.counts["train"])
         if (path := self.hparams["teacher"]) is not None:
             if self.teacher is None:
                 raise ValueError(f"teacher {path}: load its network and pass it to learn_from")
             expected = Mixture(self.teacher, expected, 0.5)
-        with torch.no_grad():
-            return torch.cat([expected(x).exp() for x in torch.split(X, CONTEXTS_AT_ONCE)])
+        return expected
 
     @property
     def _place(self) -> tuple[int, int]:
         """The rank of this process, and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
-    def count(self, *splits: str, together: bool = True) -> dict[str, tuple[Tensor, Tensor]]:
+    def count(self, *splits: str, together: bool = True) -> dict[str, Counts]:
         """Counts the windows of some splits, each split once.
 
         Args:
             splits: of `train`, `val` and `test`.
             together: all processes of the run call this; each counts its share of the words, and the counts are added.
                 If false, this process counts all words.
-
-        Returns:
-            For each split the contexts and counts of `count_windows`.
 
         Raises:
             ValueError: if a split has no words, or a word a character that is not in the vocabulary.
@@ -298,7 +311,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             self.counts |= self._count(missing, *(self._place if together else (0, 1)))
         return {split: self.counts[split] for split in splits}
 
-    def _count(self, splits: list[str], rank: int, world_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _count(self, splits: list[str], rank: int, world_size: int) -> dict[str, Counts]:
         found: Any
         try:
             found = self._count_share(splits, rank, world_size)
@@ -311,13 +324,13 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             if isinstance(found, ValueError):
                 raise found
         totals = {split: reduce(add_counts, (found[split] for found in everyone)) for split in splits}
-        for split, (X, _) in totals.items():
-            self._require(split, len(X))
+        for split, counts in totals.items():
+            self._require(split, len(counts))
         return totals
 
-    def _count_share(self, splits: list[str], rank: int, world_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+    def _count_share(self, splits: list[str], rank: int, world_size: int) -> dict[str, Counts]:
         V, T = len(self.vocabulary), self.hparams["block_size"]
-        counted = {split: (torch.empty(0, T).long(), torch.empty(0, V).long()) for split in splits}
+        counted = {split: Counts.empty(T, V) for split in splits}
         for piece in self.list.share(rank, world_size):
             for split in splits:
                 self._require_memory(piece[split][:WORDS_PER_PART])
@@ -347,7 +360,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             ValueError: if the split has no words, or a word a character that is not in the vocabulary.
         """
         if counted:
-            return self.count(split, together=False)[split]
+            counts = self.count(split, together=False)[split]
+            require_memory(8 * len(counts) * counts.vocab_size, f"the counts of {len(counts):,} contexts")
+            return counts.contexts, counts[:]
         self._require(split, len(self.splits[split]))
         self._require_memory(self.splits[split])
         return build_windows(self.splits[split], self.vocabulary, self.hparams["block_size"])
@@ -375,4 +390,5 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
 
     def _evaluation(self, split: str) -> Batches:
         rank, world_size = self._place
-        return Batches(self.tensors[split], EVALUATION_ROWS, rank=rank, world_size=world_size)
+        rows = rows_at_once(len(self.vocabulary))
+        return Batches(self.tensors[split], rows, rank=rank, world_size=world_size)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
-from makemore_pl.windows import build_windows
+from makemore_pl.windows import CELLS_AT_ONCE, build_windows, rows_at_once
 
 NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
@@ -32,10 +32,7 @@ SEED = 2147483647
 """The notebook's."""
 
 TABLE_CONTEXTS = 2**16
-"""Up to this number of contexts, V**T in all, their distributions are computed once and looked up from then on."""
-
-WINDOWS_AT_ONCE = 2**15
-"""Windows scored at a time."""
+"""Up to this number of contexts, V**T in all, their distributions are computed once, unless V is large."""
 
 
 class Sampler:
@@ -164,7 +161,7 @@ class Draw:
         self.block_size = block_size
         self.device = device
         self.contexts = len(vocabulary) ** block_size
-        self.looks_up = self.contexts <= TABLE_CONTEXTS
+        self.looks_up = self.contexts <= min(TABLE_CONTEXTS, CELLS_AT_ONCE // len(vocabulary))
         self.tables: dict[bool, Tensor] = {}
         self.seen: set[str] = set()
         self.empty = 0  # chunks without a name, one after the other
@@ -274,18 +271,24 @@ class Draw:
             The characters (B,) int64 and the contexts that follow.
         """
         V = len(self.vocabulary)
-        cdf = F.embedding(context, self.table(may_end)) if self.looks_up else self.cdf(context, may_end)
-        # A u close to 1 may round up to the total: then take the last character with a probability above 0.
-        target = torch.minimum(u * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.zeros_like(u)))
-        token = torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
+        parts = zip(*(torch.split(each, rows_at_once(V, CHUNK)) for each in (context, u)), strict=True)
         if self.looks_up:
+            token = torch.cat([invert(F.embedding(x, self.table(may_end)), part) for x, part in parts])
             return token, (context * V + token) % self.contexts
+        token = torch.cat([invert(self.cdf(x, may_end), part) for x, part in parts])
         return token, torch.cat([context[:, 1:], token[:, None]], dim=1)
 
     def names(self) -> Iterator[str]:
         """Draws all names, one after the other."""
         for number in takewhile(lambda _: self.missing, self.sampler):
             yield from self.chunk(number)
+
+
+def invert(cdf: Tensor, u: Tensor) -> Tensor:
+    """Looks up which characters (B,) uniform numbers u (B,) fall on in cumulative distributions (B, V)."""
+    # A u close to 1 may round up to the total: then take the last character with a probability above 0.
+    target = torch.minimum(u * cdf[:, -1], torch.nextafter(cdf[:, -1], torch.zeros_like(u)))
+    return torch.searchsorted(cdf, target[:, None], right=True)[:, 0]
 
 
 @torch.no_grad()
@@ -313,7 +316,7 @@ def score_words(
     """
     X, Y = build_windows(words, vocabulary, block_size)
     parts = [torch.zeros(0, dtype=torch.float64)]
-    for x, y in zip(torch.split(X, WINDOWS_AT_ONCE), torch.split(Y, WINDOWS_AT_ONCE), strict=True):
+    for x, y in zip(*(torch.split(each, rows_at_once(len(vocabulary))) for each in (X, Y)), strict=True):
         logprobs = torch.log_softmax(next_logits(x.to(device)).float(), dim=1)
         parts.append(logprobs.cpu().gather(1, y[:, None])[:, 0].double())
     ends = (Y == BOUNDARY).nonzero()[:, 0]

@@ -1,18 +1,26 @@
 """Words -> windows, the examples a model learns from, and their counted form. Pure functions.
 
-Shapes: N windows, M distinct contexts, T block size (context length), V vocabulary size.
+Shapes: N windows, M distinct contexts, P distinct pairs of a context and the character that came next, T block size
+(context length), V vocabulary size.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
 
-from makemore_pl.memory import require_memory
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 
 WORDS_PER_PART = 2**17
 """Words whose windows are held at a time while counting: about a million windows."""
+
+CELLS_AT_ONCE = 2**22
+"""Predictions of single characters that are computed at a time, so that the memory is the same for any alphabet."""
+
+ROWS_AT_ONCE = 2**15
+"""The most contexts that are predicted at a time."""
 
 
 def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
@@ -53,73 +61,148 @@ def show_windows(X: Tensor, Y: Tensor, vocabulary: Vocabulary) -> str:
     return "\n".join(f"{vocabulary.decode(x)} --> {vocabulary.decode([y])}" for x, y in pairs)
 
 
-def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Collapses equal contexts into one row that counts what came next.
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """Distinct contexts, and how often each character came next: only the P pairs that occur.
 
-    The mean cross-entropy over the rows, weighted by their counts, is the mean over the windows, and so is its
+    Almost all of the contexts x V counts of a list are zero, and for an alphabet of thousands they would fill any
+    memory. `counts[start:stop]` makes those of some contexts, as a loader or a loss takes them.
+
+    Args:
+        contexts: (M, T) int64, distinct, in lexicographic order.
+        row: (P,) int64, the place of a pair's context among them, ascending.
+        y: (P,) int64, the character that came next, ascending within a context.
+        n: (P,) int64, how often it did.
+        vocab_size: V.
+    """
+
+    contexts: Tensor
+    row: Tensor
+    y: Tensor
+    n: Tensor
+    vocab_size: int
+
+    @classmethod
+    def empty(cls, block_size: int, vocab_size: int) -> "Counts":
+        """Makes the counts of no windows."""
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(none.new_zeros(0, block_size), none, none, none, vocab_size)
+
+    def __len__(self) -> int:
+        """M, the number of contexts."""
+        return len(self.contexts)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Makes the counts (rows, V) int64 of some contexts, most of them zero."""
+        start, stop, _ = rows.indices(len(self))
+        pairs = self.pairs(start, stop)
+        counts = self.n.new_zeros(max(stop - start, 0), self.vocab_size)
+        return counts.index_put_((self.row[pairs] - start, self.y[pairs]), self.n[pairs])
+
+    def pairs(self, start: int, stop: int) -> slice:
+        """Finds the pairs of the contexts from `start` to `stop`."""
+        return slice(int(self._begin[start]), int(self._begin[max(start, stop)]))
+
+    @cached_property
+    def _begin(self) -> Tensor:
+        """Where the pairs of each context begin, and where the last one's end: (M + 1,) on the CPU."""
+        return torch.searchsorted(self.row.cpu(), torch.arange(len(self) + 1))
+
+    def totals(self) -> Tensor:
+        """Counts the windows of each context, (M,) int64."""
+        return self.n.new_zeros(len(self)).index_add_(0, self.row, self.n)
+
+    def to(self, device: torch.device) -> "Counts":
+        """Copies the counts to a device."""
+        return Counts(
+            self.contexts.to(device), self.row.to(device), self.y.to(device), self.n.to(device), self.vocab_size
+        )
+
+
+def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> Counts:
+    """Collapses equal contexts into one, and counts what came next.
+
+    The mean cross-entropy over the contexts, weighted by their counts, is the mean over the windows, and so is its
     gradient: nothing is lost but the order.
 
     Args:
         X: (N, T) int64 contexts.
         Y: (N,) int64 next characters.
         vocab_size: V.
-
-    Returns:
-        The distinct contexts (M, T) int64 in lexicographic order, and their counts (M, V) int64.
-
-    Raises:
-        ValueError: if the counts would not fit into memory.
     """
-    contexts, row = _group(X, vocab_size)
-    _require_memory(2, contexts, vocab_size)
-    counts = torch.bincount(row * vocab_size + Y, minlength=len(contexts) * vocab_size)
-    return contexts, counts.view(-1, vocab_size)
+    contexts, row = distinct(X, vocab_size)
+    return _collect(contexts, row, Y, torch.ones_like(Y), vocab_size)
 
 
-def add_counts(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def add_counts(first: Counts, second: Counts) -> Counts:
     """Adds two results of `count_windows`: returns the result for all their windows."""
-    contexts, counts = align_counts(first, second)
-    return contexts, counts[0] + counts[1]
+    contexts, row = distinct(torch.cat([first.contexts, second.contexts]), first.vocab_size)
+    row = torch.cat([row[first.row], row[len(first) :][second.row]])
+    return _collect(contexts, row, torch.cat([first.y, second.y]), torch.cat([first.n, second.n]), first.vocab_size)
 
 
-def align_counts(*counted: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Gives several results of `count_windows` the same contexts, so that one forward pass is enough for all.
+def align_counts(*counted: Counts) -> list[Counts]:
+    """Gives several results of `count_windows` the same contexts and pairs: one prediction is enough for all.
 
     Returns:
-        The contexts that occur in any of them (M, T), and for each its counts (M, V), zero where it lacks a context.
-
-    Raises:
-        ValueError: if the counts would not fit into memory.
+        For each its counts of the pairs that occur in any of them: 0 for one that it lacks.
     """
-    V = counted[0][1].shape[1]
-    contexts, row = _group(torch.cat([X for X, _ in counted]), V)
-    rows = torch.split(row, [len(X) for X, _ in counted])
-    _require_memory(len(counted) + 2, contexts, V)
-    empty = torch.zeros(len(contexts), V, dtype=torch.int64)
-    return contexts, [empty.index_copy(0, row, counts) for row, (_, counts) in zip(rows, counted, strict=True)]
+    union, V = reduce(add_counts, counted), counted[0].vocab_size
+    aligned = []
+    for own in counted:
+        # Both are sorted, so each of its pairs is found among those of all.
+        _, row = distinct(torch.cat([union.contexts, own.contexts]), V)
+        pair = torch.searchsorted(union.row * V + union.y, row[len(union) :][own.row] * V + own.y)
+        aligned.append(replace(union, n=torch.zeros_like(union.n).index_copy_(0, pair, own.n)))
+    return aligned
 
 
-def _require_memory(copies: int, contexts: Tensor, vocab_size: int) -> None:
-    # The one check of memory that is not at the edge: only here is the number of distinct contexts known. The number of
-    # windows, its upper bound, would refuse most long lists, which fit.
-    require_memory(8 * copies * len(contexts) * vocab_size, f"the counts of {len(contexts):,} contexts")
+def rows_at_once(vocab_size: int, most: int = ROWS_AT_ONCE) -> int:
+    """Computes for how many contexts the predictions of all V characters are held at a time."""
+    return max(1, min(most, CELLS_AT_ONCE // vocab_size))
 
 
-def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
+def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Counts:
     """Counts the windows of any number of words, part by part, without holding them all.
 
     Returns:
         What `count_windows` gives for `build_windows` of all words.
     """
     V = len(vocabulary)
-    total = torch.zeros(0, block_size, dtype=torch.int64), torch.zeros(0, V, dtype=torch.int64)
+    total = Counts.empty(block_size, V)
     for start in range(0, len(words), WORDS_PER_PART):
-        part = build_windows(words[start : start + WORDS_PER_PART], vocabulary, block_size)
-        total = add_counts(total, count_windows(*part, V))
+        part = count_windows(*build_windows(words[start : start + WORDS_PER_PART], vocabulary, block_size), V)
+        total = add_counts(total, part) if start else part
     return total
 
 
-def _group(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+def add_up(keys: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the distinct keys, sorted, and the sum of the numbers n of each."""
+    distinct, place = torch.unique(keys, return_inverse=True)
+    return distinct, torch.zeros(len(distinct), dtype=n.dtype).index_add_(0, place, n)
+
+
+def _collect(contexts: Tensor, row: Tensor, y: Tensor, n: Tensor, vocab_size: int) -> Counts:
+    """Adds up equal pairs.
+
+    Args:
+        contexts: (M, T) int64, distinct and sorted.
+        row: (N,) int64, the context of each pair.
+        y: (N,) int64 next characters.
+        n: (N,) int64 their counts.
+        vocab_size: V.
+    """
+    keys, cells = row * vocab_size + y, len(contexts) * vocab_size
+    if cells <= 4 * len(keys):  # few enough for a table, which is faster than sorting
+        table = torch.zeros(cells, dtype=torch.int64).index_add_(0, keys, n)
+        keys = table.nonzero()[:, 0]
+        n = table[keys]
+    else:
+        keys, n = add_up(keys, n)
+    return Counts(contexts, keys // vocab_size, keys % vocab_size, n, vocab_size)
+
+
+def distinct(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Returns the distinct rows of X (N, T) in lexicographic order (M, T), and the place of each among them (N,)."""
     key, keys = torch.zeros(len(X), dtype=torch.int64), 1
     for x in X.unbind(1):

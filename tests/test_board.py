@@ -18,6 +18,7 @@ from test_ngram import kneser_ney
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.pictures.board import Board, escape, frequent_contexts, update_to_data
+from makemore_pl.windows import Counts
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "schedule": "constant"}
 PICTURES = ["pictures/letters", "pictures/next_character", "pictures/saturated"]
@@ -204,7 +205,8 @@ def test_the_saturation_map_is_that_of_the_lecture(shown, names):
 def test_the_heat_map_shows_the_most_frequent_contexts():
     X = torch.tensor([[0, 0], [0, 1], [1, 2], [2, 1]])
     counts = torch.tensor([[0, 2, 1], [0, 0, 1], [2, 0, 0], [0, 3, 1]])
-    assert frequent_contexts(X, counts).tolist() == [[0, 0], [0, 1], [2, 1], [1, 2]]
+    row, y = counts.nonzero(as_tuple=True)
+    assert frequent_contexts(Counts(X, row, y, counts[row, y], 3)).tolist() == [[0, 0], [0, 1], [2, 1], [1, 2]]
 
 
 def test_names_stand_with_their_split(shown, names):

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from makemore_pl import MLP, NamesDataModule, NGram, comparison, windows
+from makemore_pl import MLP, NamesDataModule, NGram, windows
 from makemore_pl.comparison import Comparison, Mixture, best_weight, entropy, measure
-from makemore_pl.windows import build_windows, count_windows, count_words
+from makemore_pl.windows import Counts, build_windows, count_windows, count_words
 
 
 def test_figures_are_those_of_the_windows_one_by_one(names, monkeypatch):
-    monkeypatch.setattr(comparison, "CONTEXTS_AT_ONCE", 100)
+    monkeypatch.setattr(windows, "CELLS_AT_ONCE", 27 * 100)
     model = MLP(init="lecture")
     sets = [names[:300], names[100:200]]
     counted = [count_words(words, model.vocabulary, 3) for words in sets]
@@ -45,9 +45,10 @@ def test_the_weight_of_the_mixture_is_the_best_of_all(seed):
     g = torch.Generator().manual_seed(seed)
     tables = torch.randn(2, 20, 5, generator=g, dtype=torch.float64).log_softmax(2)
     counts = torch.randint(0, 4, (20, 5), generator=g)
-    X = torch.arange(20)[:, None]
+    row, y = counts.nonzero(as_tuple=True)
+    counted = Counts(torch.arange(20)[:, None], row, y, counts[row, y], 5)
     first, second = (lambda context, table=table: table[context[:, 0]] for table in tables)
-    weight = best_weight(first, second, (X, counts))
+    weight = best_weight(first, second, counted)
 
     def loss(w):
         return -((w * tables[0].exp() + (1 - w) * tables[1].exp()).log() * counts).sum().item() / counts.sum().item()
@@ -62,18 +63,17 @@ def test_the_floor_of_block_size_3(names):
     contexts, pairs = Counter(map(tuple, X)), Counter(zip(map(tuple, X), Y, strict=True))
     expected = -sum(n * math.log(n / contexts[x]) for (x, _), n in pairs.items()) / len(Y)
     assert expected == pytest.approx(1.8691, abs=0.0005)
-    _, counts = count_words(train, MLP().vocabulary, 3)
-    assert entropy(counts) == pytest.approx(expected, abs=1e-9)
+    assert entropy(count_words(train, MLP().vocabulary, 3)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_nobody_is_below_the_floor(names):
     X, Y = build_windows(names[:500], MLP().vocabulary, 3)
     counted = count_windows(X, Y, 27)
     seen = F.one_hot(Y, 27)
-    conditional = torch.stack([seen[(x == X).all(1)].double().mean(0) for x in counted[0]])
-    best = {tuple(x): p.log() for x, p in zip(counted[0].tolist(), conditional, strict=True)}
+    conditional = torch.stack([seen[(x == X).all(1)].double().mean(0) for x in counted.contexts])
+    best = {tuple(x): p.log() for x, p in zip(counted.contexts.tolist(), conditional, strict=True)}
     (score,) = measure(lambda context: torch.stack([best[tuple(x)] for x in context.tolist()]), counted)
-    assert score.loss == pytest.approx(entropy(counted[1]), abs=1e-12)
+    assert score.loss == pytest.approx(entropy(counted), abs=1e-12)
 
 
 def test_words_that_do_not_stand_in_train(names):
@@ -159,27 +159,6 @@ def test_without_words_held_out_there_is_no_mixture(call, tmp_path, monkeypatch)
     assert {name for name, _ in parse(out)} == {"val, all words"}
 
 
-def test_where_memory_is_too_small_to_count_all_words_the_network_stands_alone(call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    minibatches = ["--data.num_words", 300, "--data.batch_size", 32, "--model.hidden_size", 8]
-    status, _, err = call("fit", *minibatches, "--trainer.max_steps", 30)
-    assert status == 0, err
-    assert "mixed" in err
-
-    def refuse(size, what, largest=8 * 4 * 27 * 200):  # val alone has fewer than 200 contexts, train has more
-        if size > largest:
-            raise ValueError(f"{what} would take too much")
-
-    monkeypatch.setattr(windows, "require_memory", refuse)
-    status, _, err = call("fit", *minibatches, "--trainer.max_steps", 30)
-    assert status == 0, err
-    assert re.search(r"\nwithout counting: the counts of \d+ contexts would take too much\ncompared: network", err)
-    assert "mixed" not in err
-    status, out, err = call("validate")
-    assert status == 0, err
-    assert {who for _, who in parse(out)} == {"network", "uniform"}
-
-
 def test_every_word_of_a_split_that_keeps_them_together_is_unseen(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, err = call("fit", "--data.unique", "--trainer.max_steps", 2, "--pictures", "false")
@@ -193,3 +172,12 @@ def test_a_comparison_may_be_had_from_python():
     counts = data.count("train", "val")
     scores = Comparison(MLP(data.vocabulary.characters), counts["train"], counts["val"]).score(counts["val"])
     assert [who.split(",")[0] for who in scores] == ["network", "Kneser-Ney", "mixed", "uniform"]
+
+
+def test_losses_are_those_of_the_scores(names):
+    data = NamesDataModule(num_words=900)
+    counts = data.count("train", "val", "test")
+    compared = Comparison(MLP(), counts["train"], counts["val"])
+    scores = compared.score(*counts.values())
+    for who, losses in compared.losses(*counts.values()).items():
+        assert losses == pytest.approx([score.loss for score in scores[who]], rel=1e-12)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 
-from makemore_pl import MLP, NamesDataModule, Vocabulary, datamodule
+from makemore_pl import MLP, NamesDataModule, Vocabulary, windows
 from makemore_pl.windows import build_windows, count_windows
 
 
@@ -107,7 +107,8 @@ def test_a_twin_of_torch_layers_has_the_same_loss_and_gradients(names):
 def test_both_views_of_all_names_have_one_loss_and_one_gradient(names):
     vocabulary = Vocabulary.from_words(names)
     X, Y = build_windows(names, vocabulary, 3)
-    contexts, counts = count_windows(X, Y, len(vocabulary))
+    counted = count_windows(X, Y, len(vocabulary))
+    contexts, counts = counted.contexts, counted[:]
     assert (len(X), len(contexts)) == (228146, len({tuple(x) for x in X.tolist()}))
     model = MLP().double()
     model.loss(model(X), Y).backward()
@@ -220,7 +221,7 @@ def test_training_is_the_notebooks_loop_with_torchs_optimizer(optimizer, options
 @pytest.mark.parametrize("rows", [7, 1000, 10**6])
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_metrics_are_exact_over_the_split_whatever_the_batches(counted, rows, stage, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(datamodule, "EVALUATION_ROWS", rows)
+    monkeypatch.setattr(windows, "CELLS_AT_ONCE", 27 * rows)
     words = names[:2000]
     data = NamesDataModule(num_words=2000, counted=counted)
     if not counted:  # the Trainer is given the examples themselves

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import NamesDataModule, NGram, Sampler, Vocabulary, ngram
+from makemore_pl.ngram import Smoothed
 from makemore_pl.sampling import Draw, score_words
 from makemore_pl.windows import build_windows, count_windows
 
@@ -70,6 +71,19 @@ def test_it_is_the_slow_one_on_names(block_size, names):
     torch.testing.assert_close(model(X).exp(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=0)
 
 
+@given(WORDS, st.integers(1, 6), st.data())
+def test_single_characters_have_the_probabilities_of_whole_rows(words, block_size, data):
+    vocabulary = Vocabulary.from_words(words)
+    V, model = len(vocabulary), NGram.from_words(words, vocabulary, block_size)
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**31)))
+    X = torch.cat(
+        [torch.randint(V, (50, block_size), generator=generator), build_windows(words, vocabulary, block_size)[0]]
+    )
+    y = torch.randint(V, (len(X),), generator=generator)
+    expected = model(X)[torch.arange(len(X)), y]
+    torch.testing.assert_close(model.log_likelihoods(X, y), expected, rtol=1e-12, atol=0)
+
+
 @given(WORDS, st.integers(1, 8), st.data())
 def test_the_probabilities_of_every_context_sum_to_one(words, block_size, data):
     vocabulary = Vocabulary.from_words(words)
@@ -98,15 +112,15 @@ def test_with_one_discount_it_gives_the_figures_that_others_measured(block_size,
     monkeypatch.setattr(ngram, "discounts", lambda n: torch.full((3,), discount, dtype=torch.float64))
     data = NamesDataModule(block_size=block_size)
     counts = data.count("train", "val", "test")
-    model = NGram(*counts["train"])
+    model = NGram(counts["train"])
     for split, expected in [("val", val), ("test", test)]:
-        X, Y = counts[split]
+        X, Y = counts[split].contexts, counts[split][:]
         assert -(model(X) * Y).sum().item() / Y.sum().item() == pytest.approx(expected, abs=5e-5)
 
 
 def test_no_characters_of_context_are_a_unigram():
     X, Y = build_windows(["aab"], Vocabulary("ab"), 1)
-    model = NGram(*count_windows(X[:, :0], Y, 3))
+    model = NGram(count_windows(X[:, :0], Y, 3))
     once, twice = (1 - 0.75) / 4, (2 - 0.75) / 4  # ., b came once, a twice; 3 * 0.75 / 4 is left for 1/3
     rest = 3 * 0.75 / 4 / 3
     assert model(torch.zeros(1, 0, dtype=torch.int64)).exp()[0].tolist() == pytest.approx(
@@ -133,3 +147,21 @@ def test_smoothed_targets_by_hand():
     windows = ngram.smooth(torch.tensor([2, 0]), P, 0.25)
     assert windows.tolist() == [pytest.approx([0.125, 0.0625, 0.8125]), pytest.approx([0.8, 0.05, 0.15])]
     assert windows.dtype == torch.float32
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_smoothed_targets_are_the_same_whichever_are_made_at_a_time(counted, names):
+    vocabulary = Vocabulary.from_words(names)
+    X, Y = build_windows(names[:200], vocabulary, 3)
+    counts, model = count_windows(X, Y, 27), NGram.from_words(names[:500], vocabulary, 3)
+    if counted:
+        X, Y = counts.contexts, counts
+    targets = Smoothed(X, Y, model, 27, 0.4)
+    expected = ngram.smooth(Y[:] if counted else Y, model(X).exp(), 0.4)
+    assert len(targets) == len(X) == len(expected)
+    assert torch.equal(targets[:], expected)
+    assert torch.equal(targets[17:45], expected[17:45])
+    if not counted:
+        rows = torch.randint(len(X), (4, 9), generator=torch.Generator().manual_seed(1))
+        assert torch.equal(targets[rows], expected[rows])
+        assert torch.equal(targets[rows[0]], expected[rows[0]])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from makemore_pl import MLP, Sampler, Vocabulary, sampling
+from makemore_pl import MLP, Sampler, Vocabulary, sampling, windows
 from makemore_pl.sampling import Draw
 
 AB = Vocabulary("ab")
@@ -276,3 +276,14 @@ def test_a_sampler_keeps_no_count_of_the_names(options, monkeypatch):
     assert first == again
     assert len(first) == 20
     assert vars(sampler) == before
+
+
+def test_a_large_alphabet_is_drawn_in_parts(monkeypatch):
+    """The distributions of all words that are drawn side by side may not fit into memory."""
+    letters = "".join(chr(0x4E00 + i) for i in range(400))
+    model = MLP(letters, block_size=2, init="lecture").double()
+    names = model.sample(300)
+    scores = model.score(names)
+    monkeypatch.setattr(windows, "CELLS_AT_ONCE", 401 * 7)
+    assert model.sample(300) == names
+    assert model.score(names) == pytest.approx(scores, rel=1e-12)

@@ -4,8 +4,7 @@ import notebook
 import pytest
 import torch
 
-from makemore_pl import MLP, Vocabulary
-from makemore_pl import sampling as scoring
+from makemore_pl import MLP, Vocabulary, windows
 from makemore_pl.sampling import score_words
 
 
@@ -20,7 +19,7 @@ def test_a_word_is_as_likely_as_its_characters_and_its_end(names):
 
 def test_by_hand(monkeypatch):
     """After anything: the end 1/2, a 1/4, b 1/4."""
-    monkeypatch.setattr(scoring, "WINDOWS_AT_ONCE", 3)
+    monkeypatch.setattr(windows, "CELLS_AT_ONCE", 3 * 3)
 
     def next_logits(context):
         return torch.tensor([2.0, 1.0, 1.0]).log().repeat(len(context), 1)

@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from makemore_pl.checkpoint import require_tensors
 from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
+from makemore_pl.commands.choice import fit_to_list
 from makemore_pl.commands.evaluate import print_comparison
 from makemore_pl.commands.export import export_average
 from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train, run_logger
@@ -212,6 +213,8 @@ class CLI(LightningCLI):
         refuse_numbers(self.config[command].trainer)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if self.subcommand in TRAINING and self.checkpoint is None:
+            fit_to_list(self.datamodule, self.config[self.subcommand], self.asked)
         options = self.config_init[self.subcommand]
         trainer = options.trainer
         requested = options.get("ckpt_path")

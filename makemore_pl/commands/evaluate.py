@@ -3,11 +3,10 @@
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from makemore_pl.commands.messages import say
-from makemore_pl.comparison import Comparison, Score, show
+from makemore_pl.comparison import Comparison, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
-from makemore_pl.windows import count_words
+from makemore_pl.windows import Counts, count_words
 
 COUNTED_WORDS = 2**22
 """The longest list that is held and compared as words; a longer one would take too much memory."""
@@ -24,13 +23,11 @@ def print_comparison(trainer: Trainer, kind: type[MLP], path: str, data: NamesDa
         split: `val` or `test`.
     """
     if trainer.is_global_zero:
-        sets, scores = compare(kind.load_from_checkpoint(path, "cpu"), data, trainer, split)
-        print(show(scores, sets), flush=True)
+        compared, sets = compare(kind.load_from_checkpoint(path, "cpu"), data, trainer, split)
+        print(show(compared.score(*sets.values()), list(sets)), flush=True)
 
 
-def compare(
-    model: MLP, data: NamesDataModule, trainer: Trainer, split: str
-) -> tuple[list[str], dict[str, list[Score]]]:
+def compare(model: MLP, data: NamesDataModule, trainer: Trainer, split: str) -> tuple[Comparison, dict[str, Counts]]:
     """Compares a network with counting, and both mixed, on the words of a split and on those not in train.
 
     Args:
@@ -40,7 +37,7 @@ def compare(
         split: `val` or `test`.
 
     Returns:
-        The names of the sets of words, and for each predictor its score on each set.
+        The comparison, and the windows of each set of words by its name.
     """
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(model.eval().to(device))
@@ -51,13 +48,9 @@ def compare(
 
     few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
     counting = ["train", "val"] if few or data.hparams["counted"] else []  # further counts may not fit into memory
-    try:
-        counts = data.count(*dict.fromkeys([*counting, split]), together=False)
-    except ValueError as error:
-        counts = data.count(split, together=False)
-        say(f"without counting: {error}")
+    counts = data.count(*dict.fromkeys([*counting, split]), together=False)
     sets = {f"{split}, all words": counts[split]}
     if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
         sets[f"{split}, {len(unseen):,} words not in train"] = count_words(unseen, model.vocabulary, model.block_size)
     held_out = counts.get("val") if data.hparams["val_fraction"] else None
-    return list(sets), Comparison(network, counts.get("train"), held_out).score(*sets.values())
+    return Comparison(network, counts.get("train"), held_out), sets

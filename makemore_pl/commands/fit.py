@@ -97,9 +97,10 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         judged = f" (val/loss {loss:.4f}), chosen by it, so it is optimistic: see `test`" if loss is not None else ""
         say(f"checkpoint: {os.path.relpath(path)}{judged}")
     if data.hparams["val_fraction"]:
-        _, scores = compare(model, data, trainer, "val")
-        losses = [f"{name.split(',')[0]} {of[0].loss:.4f}" for name, of in scores.items()][:3]
-        unseen = [f"{score.loss:.4f}" for of in scores.values() for score in of[1:]][:3]
+        compared, sets = compare(model, data, trainer, "val")
+        found = compared.losses(*sets.values())
+        losses = [f"{name.split(',')[0]} {of[0]:.4f}" for name, of in found.items()]
+        unseen = [f"{loss:.4f}" for of in found.values() for loss in of[1:]]
         line = f"; on words not in train {', '.join(unseen)}" if unseen else ""
         say(f"compared: {', '.join(losses)}{line}")
     if path:

@@ -4,7 +4,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams as hparams_summaries
 
-from makemore_pl.comparison import Score, measure
+from makemore_pl.comparison import loss
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram
 from makemore_pl.pictures import figures
 from makemore_pl.sampling import Draw, Sampler
+from makemore_pl.windows import Counts
 
 NAMES = 10
 """Names sampled at each drawing."""
@@ -93,18 +93,17 @@ class Board(Callback):
         self.drawn = self.measured = trainer.global_step
         self.best = math.inf
         self.points: Tensor | None = None
-        self.contexts = frequent_contexts(*data.tensors["val"])
+        self.contexts = frequent_contexts(data.tensors["val"][1])
         X = data.tensors["train"][0]
         self.rows = X[torch.linspace(0, len(X) - 1, min(ROWS, len(X)), device=X.device).long()].cpu()
         self.looks_up = not data.in_pieces and len(data.words) <= WORDS_LOOKED_UP
 
         self.writer = logger.experiment
         self.writer.add_custom_scalars(charts())
-        self.counting: Score | None = None
+        self.counting: float | None = None
         if data.hparams["counted"] or self.looks_up:
-            with suppress(ValueError):  # not enough memory: a run in minibatches needs no counts itself
-                counts = data.count("train", "val", together=False)
-                (self.counting,) = measure(NGram(*counts["train"]), counts["val"])
+            counts = data.count("train", "val", together=False)
+            self.counting = loss(NGram(counts["train"]), counts["val"])
         self.write_counting(self.writer, trainer.global_step)
         self.write_recipe(self.writer, Path(logger.log_dir, "config.yaml"), pl_module)
         if trainer.global_step == 0:
@@ -228,7 +227,7 @@ class Board(Callback):
     def write_counting(self, writer: SummaryWriter, step: int) -> None:
         """Writes one end of the horizontal line of Kneser-Ney's validation loss."""
         if self.counting is not None:
-            writer.add_scalar("val/kneser_ney", self.counting.loss, step)
+            writer.add_scalar("val/kneser_ney", self.counting, step)
 
     def write_recipe(self, writer: SummaryWriter, config: Path, model: LightningModule) -> None:
         """Writes the run's configuration, or its hyperparameters where there is no file."""
@@ -264,17 +263,13 @@ def update_to_data(before: Tensor, after: Tensor) -> float:
     return float(((after - before).std(correction=0) / after.std(correction=0)).log10())
 
 
-def frequent_contexts(X: Tensor, counts: Tensor) -> Tensor:
+def frequent_contexts(counts: Counts) -> Tensor:
     """The five most frequent contexts at the start of a word, and the five most frequent inside words.
-
-    Args:
-        X: (M, T) int64 contexts.
-        counts: (M, V) int64, how often each character came next.
 
     Returns:
         At most (10, T) int64, on the CPU.
     """
-    often = counts.sum(dim=1)
+    X, often = counts.contexts, counts.totals()
     starts = (X == 0).any(dim=1)
     picked = []
     for some in (starts, ~starts):
