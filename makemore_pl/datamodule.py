@@ -21,7 +21,7 @@ from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList, require_same_split
-from makemore_pl.vocabulary import Vocabulary
+from makemore_pl.vocabulary import Vocabulary, brief
 from makemore_pl.windows import WORDS_PER_PART, add_counts, build_windows, count_words
 from makemore_pl.wordlist import Normalization, recorded, shipped
 
@@ -198,7 +198,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         found = {"vocabulary": vocabulary.characters, "block_size": block_size}
         for name, ours in [("vocabulary", self.vocabulary.characters), ("block_size", self.hparams["block_size"])]:
             if found[name] != ours:
-                raise ValueError(f"teacher {path}: its {name} is {found[name]!r}, that of the data {ours!r}")
+                raise ValueError(
+                    f"teacher {path}: its {name} is {brief(found[name], ours)}, that of the data {brief(ours)}"
+                )
         require_same_split(path, self.hparams)
         self.teacher = teacher
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makemore_pl.vocabulary import BOUNDARY, Vocabulary
+from makemore_pl.vocabulary import BOUNDARY, Vocabulary, as_in_list, brief
 from makemore_pl.windows import build_windows
 
 NextLogits = Callable[[Tensor], Tensor]
@@ -36,7 +36,7 @@ class Sampler:
 
     Args:
         num_names: how many names to draw.
-        prompt: how every name begins.
+        prompt: how every name begins; in small letters if the list has no capitals.
         unique: no duplicates.
         novel: only names that are not in the list.
         temperature: divides the logits: below 1, names are more like the list; above 1, more diverse.
@@ -100,15 +100,15 @@ class Sampler:
         return self.unique or self.novel
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
-        """Returns the ids of the prompt.
+        """Returns the ids of the prompt, in small letters if the vocabulary has no others.
 
         Raises:
             ValueError: if it holds a character that is not in the vocabulary.
         """
         try:
-            return vocabulary.encode(self.prompt)
+            return vocabulary.encode(as_in_list([self.prompt], vocabulary, "prompt")[0])
         except ValueError as error:
-            raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
+            raise ValueError(f"prompt {error}: {brief(vocabulary.characters)}") from None
 
     def __iter__(self) -> Iterator[int]:
         return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
@@ -274,6 +274,8 @@ def score_words(
 ) -> Tensor:
     """Computes the log-probability of each word: of all its characters and of its end.
 
+    Words are put into small letters if the vocabulary has no others.
+
     Args:
         words: any number N of words.
         next_logits: contexts (B, T) int64 -> logits (B, V).
@@ -287,7 +289,7 @@ def score_words(
     Raises:
         ValueError: if a word holds a character that is not in the vocabulary.
     """
-    X, Y = build_windows(words, vocabulary, block_size)
+    X, Y = build_windows(as_in_list(words, vocabulary, "word"), vocabulary, block_size)
     parts = [torch.zeros(0, dtype=torch.float64)]
     for x, y in zip(torch.split(X, WINDOWS_AT_ONCE), torch.split(Y, WINDOWS_AT_ONCE), strict=True):
         logprobs = torch.log_softmax(next_logits(x.to(device)).float(), dim=1)

@@ -1,4 +1,4 @@
-"""Text for a terminal: commands quoted for its shell, control characters escaped."""
+"""Text for a terminal: commands quoted for its shell, control characters escaped, numbers with their noun."""
 
 import os
 import shlex
@@ -16,6 +16,11 @@ def command_line(*words: str | Path) -> str:
     dashed = [isinstance(word, Path) and name.startswith("-") for word, name in zip(words, named, strict=True)]
     safe = [f".{os.sep}{name}" if dash else name for name, dash in zip(named, dashed, strict=True)]
     return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: `1 word`, `2,000 words`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def printable(line: str) -> str:

@@ -7,6 +7,7 @@ from makemore_pl.commands.messages import say
 from makemore_pl.comparison import Comparison, Score, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
+from makemore_pl.terminal import counted
 from makemore_pl.windows import count_words
 
 COUNTED_WORDS = 2**22
@@ -58,6 +59,8 @@ def compare(
         say(f"without counting: {error}")
     sets = {f"{split}, all words": counts[split]}
     if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
-        sets[f"{split}, {len(unseen):,} words not in train"] = count_words(unseen, model.vocabulary, model.block_size)
+        sets[f"{split}, {counted(len(unseen), 'word')} not in train"] = count_words(
+            unseen, model.vocabulary, model.block_size
+        )
     held_out = counts.get("val") if data.hparams["val_fraction"] else None
     return list(sets), Comparison(network, counts.get("train"), held_out).score(*sets.values())

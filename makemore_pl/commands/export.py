@@ -23,6 +23,7 @@ from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
 from makemore_pl.split import require_same_split
+from makemore_pl.terminal import counted
 
 
 def export_average(
@@ -48,7 +49,7 @@ def export_average(
         models.append(MLP.load_from_checkpoint(path, "cpu"))
         require_same_split(path, data)
     export(combine(models) if average else model, output, data)
-    say(f"{output}: {Path(output).stat().st_size:,} bytes")
+    say(f"{output}: {counted(Path(output).stat().st_size, 'byte')}")
 
 
 def export(model: MLP, output: str | Path, data: Mapping[str, Any] | None = None) -> None:
