@@ -22,6 +22,7 @@ from makemore_pl.ngram import NGram, Smoothed
 from makemore_pl.options import require_sizes
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList
+from makemore_pl.terminal import brief
 from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import WORDS_PER_PART, Counts, add_counts, build_windows, count_words, rows_at_once
@@ -276,7 +277,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         found = {"vocabulary": vocabulary.characters, "block_size": block_size}
         for name, ours in [("vocabulary", self.vocabulary.characters), ("block_size", self.hparams["block_size"])]:
             if found[name] != ours:
-                raise ValueError(f"teacher {path}: its {name} is {found[name]!r}, that of the data {ours!r}")
+                raise ValueError(
+                    f"teacher {path}: its {name} is {brief(found[name], ours)}, that of the data {brief(ours)}"
+                )
         if (why := difference(read_records(path), record(self.hparams, self.list.digest))) is not None:
             raise ValueError(f"teacher {path}: {why}; take a teacher that was trained on the same words")
         self.teacher = teacher

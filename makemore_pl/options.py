@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, get_args
 
+from makemore_pl.terminal import brief
+
 
 def require_sizes(**sizes: int | None) -> None:
     """Checks that sizes, where they are given, are 1 or more.
@@ -38,7 +40,7 @@ def require_fit(model: Any, data: Any) -> None:
     }
     for name, (ours, theirs) in pairs.items():
         if theirs not in (None, ours):
-            raise ValueError(f"the model's {name} is {ours!r}, that of the data {theirs!r}")
+            raise ValueError(f"the model's {name} is {brief(ours, theirs)}, that of the data {brief(theirs, ours)}")
 
 
 def require_same_run(model: Any, checkpoint: Mapping[str, Any]) -> None:
@@ -49,7 +51,9 @@ def require_same_run(model: Any, checkpoint: Mapping[str, Any]) -> None:
     """
     theirs, ours = checkpoint["hyper_parameters"]["vocabulary"], model.hparams["vocabulary"]
     if theirs != ours:
-        raise ValueError(f"the checkpoint's characters are {theirs!r}, those of the list {ours!r}")
+        raise ValueError(
+            f"the checkpoint's characters are {brief(theirs, ours)}, those of the list {brief(ours, theirs)}"
+        )
     before = checkpoint.get("datamodule_hyper_parameters", {}).get("steps_per_execution", 1)
     if "loops" in checkpoint and (before == 1) != model.automatic_optimization:
         raise ValueError(f"steps_per_execution: the checkpoint has {before}; a run keeps to blocks, or to none")

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makemore_pl.vocabulary import BOUNDARY, Vocabulary
+from makemore_pl.terminal import brief
+from makemore_pl.vocabulary import BOUNDARY, Vocabulary, as_in_list
 from makemore_pl.windows import CELLS_AT_ONCE, build_windows, rows_at_once
 
 NextLogits = Callable[[Tensor], Tensor]
@@ -43,7 +44,7 @@ class Sampler:
 
     Args:
         num_names: how many names to draw.
-        prompt: how every name begins.
+        prompt: how every name begins; in small letters if the list has no capitals.
         unique: no duplicates.
         novel: only names that are not in the list.
         pattern: only names that match this regular expression from beginning to end: `.*ette`, `[aeiou].{4}`.
@@ -115,15 +116,15 @@ class Sampler:
         return self.unique or self.novel or self.pattern is not None
 
     def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
-        """Returns the ids of the prompt.
+        """Returns the ids of the prompt, in small letters if the vocabulary has no others.
 
         Raises:
             ValueError: if it holds a character that is not in the vocabulary.
         """
         try:
-            return vocabulary.encode(self.prompt)
+            return vocabulary.encode(as_in_list([self.prompt], vocabulary, "prompt")[0])
         except ValueError as error:
-            raise ValueError(f"prompt {error}: {vocabulary.characters!r}") from None
+            raise ValueError(f"prompt {error}: {brief(vocabulary.characters)}") from None
 
     def __iter__(self) -> Iterator[int]:
         return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
@@ -301,6 +302,8 @@ def score_words(
 ) -> Tensor:
     """Computes the log-probability of each word: of all its characters and of its end.
 
+    Words are put into small letters if the vocabulary has no others.
+
     Args:
         words: any number N of words.
         next_logits: contexts (B, T) int64 -> logits (B, V).
@@ -314,7 +317,7 @@ def score_words(
     Raises:
         ValueError: if a word holds a character that is not in the vocabulary.
     """
-    X, Y = build_windows(words, vocabulary, block_size)
+    X, Y = build_windows(as_in_list(words, vocabulary, "word"), vocabulary, block_size)
     parts = [torch.zeros(0, dtype=torch.float64)]
     for x, y in zip(*(torch.split(each, rows_at_once(len(vocabulary))) for each in (X, Y)), strict=True):
         logprobs = torch.log_softmax(next_logits(x.to(device)).float(), dim=1)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from makemore_pl.memory import require_memory_to_read
+from makemore_pl.terminal import counted
 from makemore_pl.wordlist import STREAM, is_stream, join_pieces, read_pieces
 
 Split = tuple[list[str], list[str], list[str]]
@@ -162,7 +163,7 @@ def split_words(words: Sequence[str], train_fraction: float = 0.8, val_fraction:
         if share > 0 and not split:
             option = "train_fraction" if name == "training" else "val_fraction"
             raise ValueError(
-                f"{share:.0%} of {len(words)} word{'s' * (len(words) != 1)} leaves no {name} word; add words or raise "
+                f"{share:.0%} of {counted(len(words), 'word')} leaves no {name} word; add words or raise "
                 f"{option} (train_fraction 1 and val_fraction 0 hold no words back)"
             )
     return splits

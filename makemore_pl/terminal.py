@@ -1,9 +1,13 @@
-"""Text for a terminal: commands quoted for its shell, control characters escaped."""
+"""Text for a terminal: commands quoted for its shell, control characters escaped, numbers with their noun."""
 
 import os
 import shlex
 import subprocess
 from pathlib import Path
+from typing import Any
+
+MOST_SHOWN = 100
+"""The most characters of an alphabet that a message shows whole."""
 
 
 def command_line(*words: str | Path) -> str:
@@ -18,6 +22,19 @@ def command_line(*words: str | Path) -> str:
     return subprocess.list2cmdline(safe) if os.name == "nt" else shlex.join(safe)
 
 
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: `1 word`, `2,000 words`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def printable(line: str) -> str:
     """Escapes control characters, which could move a terminal's cursor: a line may quote a file or a flag."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+
+
+def brief(value: Any, other: Any = "") -> str:
+    """Quotes an alphabet, or a plain value, for a message; of a long alphabet the first twenty that `other` has not."""
+    if not isinstance(value, str) or len(value) <= MOST_SHOWN:
+        return repr(value)
+    shown = "".join([character for character in value if character not in str(other)][:20]) or value[:20]
+    return f"{shown!r} and {len(value) - len(shown):,} others"

@@ -1,10 +1,12 @@
 """Characters <-> integers. Token 0 is the boundary before and after every word, drawn as `.`."""
 
+import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
+from makemore_pl.terminal import brief, counted
 from makemore_pl.wordlist import UNPRINTABLE, describe_character
 
 BOUNDARY = 0
@@ -24,12 +26,13 @@ class Vocabulary:
 
     def __init__(self, characters: str) -> None:
         if list(characters) != sorted(set(characters)):
-            raise ValueError(f"vocabulary {characters!r}: expected distinct characters in sorted order")
+            raise ValueError(f"vocabulary {brief(characters)}: expected distinct characters in sorted order")
         if match := UNPRINTABLE.search(characters):
             raise ValueError(f"vocabulary has {describe_character(match[0])}, which no list may have")
         self.characters = characters
         self.stoi = {character: i for i, character in enumerate(characters, start=1)}
         self.itos = {i: character for character, i in self.stoi.items()} | {BOUNDARY: "."}
+        self.has_capitals = characters != characters.lower()
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> "Vocabulary":
@@ -49,6 +52,10 @@ class Vocabulary:
     def __hash__(self) -> int:
         return hash(self.characters)
 
+    def in_its_case(self, text: str) -> str:
+        """Puts a text into small letters if the vocabulary has no capitals."""
+        return text if self.has_capitals else text.lower()
+
     def encode(self, word: str) -> list[int]:
         """Returns the ids of the word's characters, without boundaries.
 
@@ -58,7 +65,7 @@ class Vocabulary:
         for character in word:
             if character not in self.stoi:
                 raise ValueError(
-                    f"{word!r}: character {character!r} is not among the {len(self) - 1} of this vocabulary"
+                    f"{word!r}: character {character!r} is not among the {len(self) - 1:,} of this vocabulary"
                 )
         return [self.stoi[character] for character in word]
 
@@ -101,6 +108,28 @@ class Vocabulary:
         table = torch.cat([torch.tensor([end]), _code_points(self.characters)]).to(torch.int32)
         text = table[stream].numpy().tobytes().decode("utf-32-le", "surrogatepass")
         return text.split(chr(end))[:-1]
+
+
+def as_in_list(texts: Sequence[str], vocabulary: Vocabulary, what: str) -> Sequence[str]:
+    """Puts texts into small letters if the vocabulary has no capitals, with a warning if that changes one.
+
+    Args:
+        texts: words, or the beginnings of words.
+        vocabulary: of the list.
+        what: one of them, for the warning.
+    """
+    if message := describe_case(texts, vocabulary, what):
+        warnings.warn(message, stacklevel=2)
+    return [vocabulary.in_its_case(text) for text in texts]
+
+
+def describe_case(texts: Sequence[str], vocabulary: Vocabulary, what: str) -> str:
+    """Says which texts a vocabulary without capitals changes to small letters; empty if none."""
+    changed = [text for text in texts if vocabulary.in_its_case(text) != text]
+    if not changed:
+        return ""
+    which = f"{what} {changed[0]!r}" if len(texts) == 1 else f"{counted(len(changed), what)}, such as {changed[0]!r},"
+    return f"{which} taken in small letters: the list has no capitals"
 
 
 def _code_points(text: str) -> Tensor:

@@ -251,6 +251,15 @@ def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     assert (status, err) == (2, "error: -: a list in pieces is read more than once; save it to a file\n")
 
 
+def test_one_word_is_one_word(folder, call):
+    Path("one.txt").write_text("a")
+    flags = ["--data.path", "one.txt", "--data.train_fraction", 1, "--data.val_fraction", 0]
+    status, _, err = call("fit", *flags, *QUICK)
+    assert status == 0, err
+    assert err.startswith("1 word (1 train / 1 val / 0 test), 1 distinct, 1 character, ")
+    assert call("fit", "--data.path", "one.txt", *QUICK)[2].startswith("error: 80% of 1 word leaves no training word")
+
+
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
 def test_a_list_from_stdin_is_no_change_of_the_list(call, piped):
     assert call("fit", "--data.path", piped("-"), *QUICK)[0] == 0
@@ -652,7 +661,7 @@ def test_a_missing_gpu_is_said_in_one_line(command, tmp_path):
     [
         (
             ["--sample.prompt", "Zoë"],
-            "prompt 'Zoë': character 'Z' is not among the 26 of this vocabulary: 'abcdefghijklmnopqrstuvwxyz'",
+            "prompt 'zoë': character 'ë' is not among the 26 of this vocabulary: 'abcdefghijklmnopqrstuvwxyz'",
         ),
         (["--sample.temperature", "0"], "--sample.temperature 0: expected a number above 0"),
         (["--sample.num_names", "-1"], "--sample.num_names -1: expected 1 or more"),

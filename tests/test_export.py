@@ -385,7 +385,7 @@ def test_a_character_outside_the_alphabet_is_answered_politely(model, visit):
     browser = visit(model)
     find(browser, "#name")[0].send_keys("Zoë")
     message = find(browser, "#message")[0]
-    assert "Sorry: “Z”, “ë” is not among the 26 characters" in message.text
+    assert "Sorry: “ë” is not among the 26 characters" in message.text
     assert not find(browser, "#bars")[0].is_displayed()
     assert texts(browser, "#score li") == []
     (button,) = find(browser, "#message button")
@@ -394,8 +394,25 @@ def test_a_character_outside_the_alphabet_is_answered_politely(model, visit):
     assert value(browser) == "zoe"
     assert message.text == ""
     assert find(browser, "#bars")[0].is_displayed()
-    refused = "try { playground.probabilities('Z') } catch (error) { return error.message }"
-    assert "Z is not among the 26 characters" in browser.execute_script(refused)
+    refused = "try { playground.probabilities('Ë') } catch (error) { return error.message }"
+    assert "ë is not among the 26 characters" in browser.execute_script(refused)
+
+
+@pytest.mark.browser
+def test_capitals_are_taken_as_the_list_has_them(model, visit):
+    browser = visit(model)
+    find(browser, "#name")[0].send_keys("Zoe")
+    message = find(browser, "#message")[0]
+    assert message.text == "Taken as “zoe”: the list has no capitals."
+    assert texts(browser, "#score .letter") == ["z", "o", "e", "end"]
+    scores = browser.execute_script("return ['Zoe', 'zoe'].map((name) => playground.score(name).logProbability)")
+    assert scores[0] == scores[1] == pytest.approx(total_by_hand(model, "zoe"), abs=1e-9)
+    find(browser, "#name")[0].clear()
+    find(browser, "#name")[0].send_keys("zoe")
+    assert message.text == ""
+    browser = visit(some_model("ABab"))
+    find(browser, "#name")[0].send_keys("Ab")
+    assert find(browser, "#message")[0].text == ""
 
 
 @pytest.mark.browser

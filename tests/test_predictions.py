@@ -113,6 +113,20 @@ def test_given_words_are_scored(predict, default_fit, names, tmp_path):
     assert [f"{line['log_probability']:.4f}" for line in lines] == [line.split("\t")[0] for line in text.splitlines()]
 
 
+def test_capitals_are_taken_as_the_list_has_them(default_fit, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(default_fit[0])
+    (tmp_path / "mine.txt").write_text("Emma\nolivia\nAVA\n")
+    (tmp_path / "small.txt").write_text("emma\nolivia\nava\n")
+    small = call("predict", "--sample.score", tmp_path / "small.txt")
+    status, out, err = call("predict", "--sample.score", tmp_path / "mine.txt")
+    assert (status, out) == small[:2]
+    assert err == f"2 words, such as 'Emma', taken in small letters: the list has no capitals\n{small[2]}"
+    small = call("predict", "--sample.prompt", "mar")
+    status, out, err = call("predict", "--sample.prompt", "Mar")
+    assert (status, out) == small[:2]
+    assert err == f"prompt 'Mar' taken in small letters: the list has no capitals\n{small[2]}"
+
+
 def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path):
     output = tmp_path / "scores.csv"
     flags = ["--sample.score", "-", "--sample.format", "csv", "--sample.output", output]
@@ -137,7 +151,7 @@ def test_words_come_from_stdin_and_go_into_a_file(default_fit, command, tmp_path
         ),
         (["--sample.novel", "--data.path", "gone.txt"], 0, "gone.txt: cannot read this word list"),
         (["--sample.format", "csv", "--data.path", "gone.txt"], 0, "gone.txt: cannot read this word list"),
-        (["--sample.score", "odd.txt"], 0, "odd.txt: 'Zoë': character 'Z' is not among the 26 of this vocabulary"),
+        (["--sample.score", "odd.txt"], 0, "odd.txt: 'zoë': character 'ë' is not among the 26 of this vocabulary"),
         (["--sample.score", "gone.txt"], 0, "gone.txt: cannot read this word list"),
         (["--sample.output", "gone/names.txt"], 0, "output gone/names.txt: cannot be written (No such file or dir"),
         (["--sample.output", "odd.txt", "--data.path", "odd.txt"], 0, "output odd.txt is the list of words"),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from makemore_pl import MLP, Sampler, Vocabulary, sampling, windows
 from makemore_pl.sampling import Draw
+from makemore_pl.terminal import brief
 
 AB = Vocabulary("ab")
 
@@ -138,6 +139,24 @@ def test_a_full_stop_of_the_alphabet_is_no_end():
         return torch.where(ends, torch.tensor([100.0, 0.0]), torch.tensor([0.0, 100.0]))
 
     assert draw(dots, Vocabulary("."), num_names=2) == [".."] * 2
+
+
+def test_a_prompt_is_taken_as_the_list_has_it():
+    with pytest.warns(UserWarning, match="^prompt 'AB' taken in small letters: the list has no capitals$"):
+        assert draw(prompt="AB") == draw(prompt="ab")
+    with pytest.raises(ValueError, match="prompt 'b': character 'b' is not among the 2"):
+        draw(vocabulary=Vocabulary("Aa"), prompt="b")  # a list with capitals has its own case
+
+
+def test_of_a_large_alphabet_a_message_has_a_part():
+    large = Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + 3000))))
+    with pytest.raises(ValueError) as refused:
+        draw(vocabulary=large, prompt="é")
+    first = "".join(map(chr, range(0x4E00, 0x4E14)))
+    assert str(refused.value) == (
+        f"prompt 'é': character 'é' is not among the 3,000 of this vocabulary: {first!r} and 2,980 others"
+    )
+    assert brief(large.characters, large.characters[:2990]) == f"{large.characters[2990:]!r} and 2,990 others"
 
 
 def test_an_unknown_character_in_the_prompt_is_named():

@@ -30,6 +30,15 @@ def test_by_hand(monkeypatch):
     assert score_words([], next_logits, Vocabulary("ab"), 2).tolist() == []
 
 
+def test_a_word_is_taken_as_the_list_has_it():
+    def next_logits(context):
+        return torch.tensor([2.0, 1.0, 1.0]).log().repeat(len(context), 1)
+
+    with pytest.warns(UserWarning, match="^2 words, such as 'A', taken in small letters: the list has no capitals$"):
+        scores = score_words(["A", "a", "aB"], next_logits, Vocabulary("ab"), 2)
+    assert scores.tolist() == pytest.approx([math.log(1 / 8), math.log(1 / 8), math.log(1 / 32)], rel=1e-6)
+
+
 def test_a_character_outside_the_alphabet_is_named():
     with pytest.raises(ValueError, match="'aë': character 'ë' is not among the 2"):
         score_words(["aë"], lambda context: torch.zeros(len(context), 3), Vocabulary("ab"), 2)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from makemore_pl.model import MLP
+from makemore_pl.terminal import brief
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def average(models: Sequence[MLP]) -> MLP:
     for name in ("vocabulary", "block_size"):
         values = {model.hparams[name] for model in models}
         if len(values) > 1:
-            raise ValueError(f"networks of different {name} have no average: {', '.join(map(repr, sorted(values)))}")
+            raise ValueError(f"networks of different {name} have no average: {', '.join(map(brief, sorted(values)))}")
     for (i, one), (j, other) in itertools.combinations(enumerate(models, 1), 2):
         if all(map(torch.equal, one.parameters(), other.parameters())):
             raise ValueError(f"checkpoints {i} and {j} of the average have the same weights: name different networks")

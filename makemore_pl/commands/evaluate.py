@@ -6,6 +6,7 @@ from torch import Tensor
 from makemore_pl.comparison import Comparison, show
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
+from makemore_pl.terminal import counted
 from makemore_pl.windows import Counts, count_words
 
 COUNTED_WORDS = 2**22
@@ -51,6 +52,8 @@ def compare(model: MLP, data: NamesDataModule, trainer: Trainer, split: str) -> 
     counts = data.count(*dict.fromkeys([*counting, split]), together=False)
     sets = {f"{split}, all words": counts[split]}
     if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
-        sets[f"{split}, {len(unseen):,} words not in train"] = count_words(unseen, model.vocabulary, model.block_size)
+        sets[f"{split}, {counted(len(unseen), 'word')} not in train"] = count_words(
+            unseen, model.vocabulary, model.block_size
+        )
     held_out = counts.get("val") if data.hparams["val_fraction"] else None
     return Comparison(network, counts.get("train"), held_out), sets

@@ -22,6 +22,7 @@ from makemore_pl.durable.checkpoints import pack
 from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
 from makemore_pl.pictures.figures import flatten
+from makemore_pl.terminal import counted
 from makemore_pl.trained_on import KEY, Record, record, require_same_split
 
 
@@ -49,7 +50,7 @@ def export_average(
         models.append(MLP.load_from_checkpoint(path, "cpu"))
         require_same_split(path, trained_on)
     export(combine(models) if average else model, output, data, trained_on)
-    say(f"{output}: {Path(output).stat().st_size:,} bytes")
+    say(f"{output}: {counted(Path(output).stat().st_size, 'byte')}")
 
 
 def export(

@@ -15,7 +15,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.terminal import command_line
+from makemore_pl.terminal import command_line, counted
 
 
 def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:
@@ -36,11 +36,11 @@ def describe(data: NamesDataModule, model: MLP) -> None:
         words = "words in pieces"
     else:
         sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
-        words = f"{len(data.words):,} words ({sizes})"
+        words = f"{counted(len(data.words), 'word')} ({sizes})"
         if len(data.words) <= COUNTED_WORDS:
             words += f", {len(set(data.words)):,} distinct"
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{words}, {len(data.vocabulary) - 1} characters, {parameters:,} parameters")
+    say(f"{words}, {counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
     if changes := describe_changes(data.changed):
         say(f"in the list, {changes}")
 
@@ -48,10 +48,10 @@ def describe(data: NamesDataModule, model: MLP) -> None:
 def describe_changes(changed: Mapping[str, int]) -> str:
     """Describes how the words differ from the lines of their list; empty if they do not."""
     blank, space = changed.get("blank", 0), changed.get("space", 0)
-    parts = [f"{blank:,} blank line{'s' * (blank > 1)} dropped"] * (blank > 0)
-    parts += [f"the space around {space:,} word{'s' * (space > 1)} dropped"] * (space > 0)
+    parts = [f"{counted(blank, 'blank line')} dropped"] * (blank > 0)
+    parts += [f"the space around {counted(space, 'word')} dropped"] * (space > 0)
     if number := changed.get("NFC", 0):
-        parts.append(f"{number:,} word{'s' * (number > 1)} normalised to NFC (--data.normalization)")
+        parts.append(f"{counted(number, 'word')} normalised to NFC (--data.normalization)")
     return ", ".join(parts)
 
 

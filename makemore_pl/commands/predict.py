@@ -18,7 +18,8 @@ from makemore_pl.commands.messages import say
 from makemore_pl.durable.files import writing
 from makemore_pl.memory import require_memory_to_read
 from makemore_pl.sampling import SEED, Sampler
-from makemore_pl.vocabulary import Vocabulary
+from makemore_pl.terminal import brief
+from makemore_pl.vocabulary import Vocabulary, describe_case
 from makemore_pl.wordlist import Normalization, normalize, read_words
 
 SCORED = 2**12
@@ -93,11 +94,15 @@ class Request(Sampler):
         if self.score is not None:
             require_memory_to_read(self.score)
             self.words = read_words(self.score, normalization)
+        given = [([self.prompt], "prompt"), (self.words or [], "word")]
+        cases = [describe_case(texts, vocabulary, what) for texts, what in given]
+        self.prompt = vocabulary.in_its_case(self.prompt)
+        self.words = self.words and [vocabulary.in_its_case(word) for word in self.words]
         self.encode_prompt(vocabulary)
         try:
             vocabulary.encode_words(self.words or [])
         except ValueError as error:
-            raise ValueError(f"{self.score}: {error}: {vocabulary.characters!r}") from None
+            raise ValueError(f"{self.score}: {error}: {brief(vocabulary.characters)}") from None
         if (self.novel or self.format != "text") and self.where is not None:
             try:
                 self.where([""])
@@ -105,6 +110,8 @@ class Request(Sampler):
                 raise ValueError(
                     f"{error} (novel, jsonl and csv look names up in the list; --data.path, if it was moved)"
                 ) from None
+        for line in filter(None, cases):
+            say(line)
 
 
 def as_cell(name: str) -> str:
