@@ -19,6 +19,7 @@ from makemore_pl.checkpoint import FromCheckpoint, refuse_url
 from makemore_pl.comparison import CONTEXTS_AT_ONCE, Mixture
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, smooth
+from makemore_pl.pieces import require_column, require_encoding
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList, require_same_split
 from makemore_pl.vocabulary import Vocabulary, brief
@@ -47,7 +48,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
     """Turns a list of words into windows.
 
     Args:
-        path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if omitted.
+        path: a list of words, one a line; `-` for stdin; the 32,033 names of names.txt if omitted.
         num_words: use only the first N words of the list; all if omitted.
         vocabulary: the characters, sorted, in one string; those of the list if omitted.
         block_size: T, the number of characters in a context.
@@ -74,6 +75,10 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         normalization: the Unicode form that words are put into, so that letters that look the same are the same:
             `NFC` has é as one character; `none` leaves words as they are.
         max_word_length: the most characters of a word.
+        encoding: of the list, such as latin-1, cp1252 or utf-16. A byte order mark of UTF-8 is dropped.
+        column: where the list is a table, the column of the words: its name in the first row, or, without such a row,
+            its number, from 1 on. Tabs, commas or semicolons separate columns, by the first row; tabs in .tsv files.
+        skip_bad_lines: omit lines that cannot be used, and say how many; otherwise an error names the first three.
 
     Raises:
         ValueError: if the list cannot be used, a size or share is out of range, `counted` is set with a batch size, or
@@ -101,6 +106,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         order_seed: int = 2147483647,
         normalization: Normalization = "NFC",
         max_word_length: int = 1000,
+        encoding: str = "utf-8",
+        column: int | str | None = None,
+        skip_bad_lines: bool = False,
     ) -> None:
         super().__init__()
         sizes = {"num_words": num_words, "block_size": block_size, "batch_size": batch_size}
@@ -124,6 +132,8 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
             counted = not (batch_size or replacement)
         source = Path(path or shipped("names.txt"))
         path = path and recorded(path)
+        require_encoding(encoding)
+        require_column(column)
         # Saved for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False)
         self.list = WordList(
