@@ -253,7 +253,7 @@ LISTS = {
     "csv": ("name,year\nanno,1\nberta,2\n", "a table with commas; --data.column 1 takes its first column"),
     "excel": ("name;year\nanno;1\nberta;2\n", "a table with semicolons; --data.column 1"),
     "hunspell": ("3\nanker/AB\nboje\ndeich/C\n", "a hunspell dictionary; drop its first line"),
-    "john": ("#!comment: words\nanno\nberta\n", "comments of John the Ripper; drop the lines"),
+    "john": ("#!comment: words\nanno\nberta\n", "one of John the Ripper; drop the lines"),
     "words": ("anno, the first\nberta\n[dora]\n", None),
     "towns": ('3\nDar es Salaam/East\nN\'Djamena\n"x"\n', None),
 }
@@ -268,7 +268,7 @@ def test_a_list_that_looks_like_something_else_gets_a_hint(kind, split, folder, 
     status, _, err = call("fit", *flags, *QUICK)
     assert status == 0, err
     found = [line for line in err.splitlines() if line.startswith("hint: ")]
-    assert [line.startswith(f"hint: every line looks like {hint}") for line in found] == [True] * (hint is not None)
+    assert [line.startswith(f"hint: this list looks like {hint}") for line in found] == [True] * (hint is not None)
 
 
 @pytest.mark.parametrize("split", ["shuffled", "hashed"])

@@ -47,7 +47,7 @@ def describe(data: NamesDataModule, model: MLP) -> None:
     if data.hparams["column"] is None:
         first = next(data.list.read(), []) if data.in_pieces else data.words
         if format := looks_like(first[:LINES]):
-            say(f"hint: every line looks like {format}")
+            say(f"hint: this list looks like {format}")
 
 
 def describe_changes(changed: Mapping[str, int]) -> str:

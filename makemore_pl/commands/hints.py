@@ -18,7 +18,7 @@ def looks_like(words: Sequence[str]) -> str:
     if len(words) < 2:
         return ""
     if any(word.startswith("#!comment:") for word in words):
-        return "comments of John the Ripper; drop the lines that begin with #!comment"
+        return "one of John the Ripper; drop the lines that begin with #!comment"
     if words[0].isdecimal() and any("/" in word for word in words) and all(map(is_hunspell, words[1:])):
         return "a hunspell dictionary; drop its first line, and in each line the slash and what follows it"
     if all(map(is_json, words)):
