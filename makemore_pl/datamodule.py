@@ -20,6 +20,7 @@ from makemore_pl.comparison import Mixture
 from makemore_pl.memory import require_memory
 from makemore_pl.ngram import NGram, Smoothed
 from makemore_pl.options import require_sizes
+from makemore_pl.pieces import require_column, require_encoding
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList
 from makemore_pl.terminal import brief
@@ -50,7 +51,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
     """Turns a list of words into windows.
 
     Args:
-        path: a list of words, one a line, in UTF-8; `-` for stdin; the 32,033 names of names.txt if omitted.
+        path: a list of words, one a line; `-` for stdin; the 32,033 names of names.txt if omitted.
         num_words: use only the first N words of the list; all if omitted.
         vocabulary: the characters, sorted, in one string; those of the list if omitted.
         block_size: T, the number of characters in a context.
@@ -77,6 +78,10 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         normalization: the Unicode form that words are put into, so that letters that look the same are the same:
             `NFC` has é as one character; `none` leaves words as they are.
         max_word_length: the most characters of a word.
+        encoding: of the list, such as latin-1, cp1252 or utf-16. A byte order mark of UTF-8 is dropped.
+        column: where the list is a table, the column of the words: its name in the first row, or, without such a row,
+            its number, from 1 on. Tabs, commas or semicolons separate columns, by the first row; tabs in .tsv files.
+        skip_bad_lines: omit lines that cannot be used, and say how many; otherwise an error names the first three.
         other_words: resume or evaluate on words other than those of the checkpoint, some of which it may have been
             trained on: the losses are then too low. Its later checkpoints keep a record of both for good.
 
@@ -106,6 +111,9 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         order_seed: int = 2147483647,
         normalization: Normalization = "NFC",
         max_word_length: int = 1000,
+        encoding: str = "utf-8",
+        column: int | str | None = None,
+        skip_bad_lines: bool = False,
         other_words: bool = False,
     ) -> None:
         super().__init__()
@@ -129,6 +137,8 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         if path is not None:
             refuse_url(path)
         source, path = Path(path or shipped("names.txt")), path and recorded(path)
+        require_encoding(encoding)
+        require_column(column)
         # Saved for validate and test; not logged, since model and data share keys.
         self.save_hyperparameters(logger=False, ignore="other_words")
         self.list = WordList(

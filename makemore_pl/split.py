@@ -10,7 +10,7 @@ from typing import Any
 
 from makemore_pl.memory import require_memory_to_read
 from makemore_pl.terminal import counted
-from makemore_pl.wordlist import STREAM, is_stream, join_pieces, read_pieces
+from makemore_pl.wordlist import RULES, STREAM, is_stream, join_pieces, read_pieces
 
 Split = tuple[list[str], list[str], list[str]]
 """The words of train, validation and test."""
@@ -46,8 +46,8 @@ class WordList:
         if str(self.source) == STREAM:
             raise ValueError("the list of this run came from stdin, which is read once; name a file with --data.path")
         self.changed.clear()
-        rules = self.options["normalization"], self.options["max_word_length"]
-        return read_pieces(self.source, rank, world_size, *rules, self.changed)
+        rules = {name: self.options[name] for name in RULES if name in self.options}
+        return read_pieces(self.source, rank, world_size, changed=self.changed, **rules)
 
     @cached_property
     def all_words(self) -> list[str]:

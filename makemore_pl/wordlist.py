@@ -1,6 +1,5 @@
 """A file of words, one a line -> the words, whole or piece by piece."""
 
-import codecs
 import operator
 import os
 import re
@@ -10,14 +9,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
-PIECE = 2**24
-"""Bytes of a list that are read at a time: a few million words."""
-
-LONGEST_LINE = 2**24
-"""The most bytes of a line, including the space around its word: a longer one is not read to its end."""
+from makemore_pl.pieces import SHOWN, Mistake, UnusableError, cut, is_utf8, read_piece
 
 CONTROLS = bytes(sorted({*range(0x20), 0x7F} - set(b"\t\n\r")))
 """The ASCII control characters that a list may not hold anywhere; tabs and line ends have rules of their own."""
@@ -33,8 +29,14 @@ Joiners (U+200C, U+200D) and marks of direction are part of words in some script
 STANDARD = "/dev/stdin", "/dev/fd/", "/proc/"
 """The beginnings of paths that lead to what this process has already opened, as a shell's `<(...)` does."""
 
+RULES = ["normalization", "max_word_length", "encoding", "column", "skip_bad_lines"]
+"""The options of `read_pieces` that say what the words of a list are."""
+
 STREAM = "<stdin>"
 """The path that a checkpoint keeps for a list that was read from a pipe and cannot be read again."""
+
+MOST_BAD = 1000
+"""A list with more bad lines is not read to its end."""
 
 PATIENCE = 5
 """Seconds to wait for the first byte from a named pipe."""
@@ -62,31 +64,19 @@ def recorded(path: str | Path) -> str:
     return STREAM if is_stream(path) else str(Path(path).absolute())
 
 
-class Mistake(Exception):
-    """A mistake in a piece of a list.
-
-    Args:
-        place: the byte of the piece at which it is.
-        message: the mistake.
-    """
-
-    def __init__(self, place: int, message: str) -> None:
-        super().__init__(message)
-        self.place = place
-
-
 def read_words(
     path: str | Path,
     normalization: Normalization = "NFC",
     max_word_length: int = 1000,
     changed: Counter[str] | None = None,
+    **rules: Any,
 ) -> list[str]:
     """Reads all words of a list; the options are those of `read_pieces`.
 
     Raises:
         ValueError: as `read_pieces`, or if there is no word.
     """
-    return join_pieces(path, read_pieces(path, 0, 1, normalization, max_word_length, changed))
+    return join_pieces(path, read_pieces(path, 0, 1, normalization, max_word_length, changed, **rules))
 
 
 def join_pieces(path: str | Path, pieces: Iterable[list[str]]) -> list[str]:
@@ -108,8 +98,11 @@ def read_pieces(
     normalization: Normalization = "NFC",
     max_word_length: int = 1000,
     changed: Counter[str] | None = None,
+    encoding: str = "utf-8",
+    column: int | str | None = None,
+    skip_bad_lines: bool | None = None,
 ) -> Iterator[list[str]]:
-    """Reads a list of words, one a line, in UTF-8, piece by piece: it may be larger than memory.
+    """Reads a list of words, one a line or in a column of a table, piece by piece: it may be larger than memory.
 
     Blank lines, and the space around a word, are dropped.
 
@@ -119,43 +112,46 @@ def read_pieces(
         world_size: the number of readers.
         normalization: the Unicode form that the words are put into; `none` leaves them as they are.
         max_word_length: the most characters of a word.
-        changed: counts the words that differ from their lines, and the blank lines.
+        changed: counts the words that differ from their lines, the blank lines, and the bad ones.
+        encoding: of the list.
+        column: the column that holds the words, by its number, or by its name in the header.
+        skip_bad_lines: whether lines that cannot be used are dropped; None as false, where the user has no such flag.
 
     Yields:
         The words of each piece, possibly none.
 
     Raises:
-        ValueError: if the file cannot be read, is not UTF-8, or holds a control character or a word that is too long.
+        ValueError: if the file cannot be read, or holds invalid bytes, a control character or a word that is too long.
     """
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r}: cannot read this word list (its name holds a NUL)")
     changed = Counter() if changed is None else changed
-    number = lines = offset = 0
+    decoded = None if column is None and is_utf8(encoding) else encoding
+    split = partial(split_piece, normalization=normalization, max_word_length=max_word_length, encoding=decoded)
+    is_tsv = Path(path).suffix.lower() in (".tsv", ".tab")
+    shown, bad = list[str](), 0
     try:
         with nullcontext(sys.stdin.buffer) if str(path) == "-" else _open(Path(path)) as file:
-            while True:
-                if number % world_size == rank:
-                    raw = file.read(PIECE) + file.readline(LONGEST_LINE)
-                    if not raw:
-                        return
-                    if len(raw) >= PIECE + LONGEST_LINE:
-                        raise ValueError(f"{path}: a line over {LONGEST_LINE:,} bytes; expected one word a line")
-                    try:
-                        yield split_piece(raw, number == 0, normalization, max_word_length, changed)
-                    except Mistake as mistake:
-                        line = lines + raw.count(b"\n", 0, mistake.place) + 1
-                        where = f"line {line:,}, " if world_size == 1 else ""
-                        raise ValueError(f"{path}, {where}byte {offset + mistake.place:,}: {mistake}") from None
-                    lines += raw.count(b"\n")
-                    offset += len(raw)
-                else:
-                    file.seek(PIECE, 1)
-                    if not file.readline(LONGEST_LINE):
-                        return
-                    offset = file.tell()
-                number += 1
+            for piece in cut(file, rank, world_size, encoding, column, is_tsv):
+                words, number, mistakes = read_piece(piece, split, changed, None if skip_bad_lines else MOST_BAD + 1)
+                shown += mistakes[: SHOWN - len(shown)]
+                bad += number
+                if not bad or skip_bad_lines:
+                    yield words
+                elif bad > MOST_BAD:
+                    break
     except OSError as error:
         raise ValueError(f"{path}: cannot read this word list ({error.strerror})") from None
+    except UnicodeError as error:
+        raise ValueError(f"{path}: is not {encoding} ({error}); name its encoding (--data.encoding)") from None
+    except UnusableError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if bad and skip_bad_lines:
+        changed["bad"] += bad
+    elif bad:
+        count = f"; {'over ' * (bad > MOST_BAD)}{min(bad, MOST_BAD):,} bad lines in all" if bad > 1 else ""
+        remedy = f" (--data.skip_bad_lines omits {'them' if bad > 1 else 'it'})" if skip_bad_lines is False else ""
+        raise ValueError(f"{path}, {'; '.join(shown)}{count}{remedy}")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -178,7 +174,12 @@ def _open(path: Path) -> BinaryIO:
 
 
 def split_piece(
-    raw: bytes, is_first: bool, normalization: Normalization, max_word_length: int, changed: Counter[str]
+    raw: bytes,
+    is_first: bool,
+    normalization: Normalization,
+    max_word_length: int,
+    changed: Counter[str],
+    encoding: str | None = None,
 ) -> list[str]:
     """Returns the words of some whole lines. Rare cases are looked for in the text as a whole, which is fast.
 
@@ -188,16 +189,18 @@ def split_piece(
         normalization: as in `read_pieces`, like the others.
         max_word_length: as there.
         changed: as there.
+        encoding: from which the lines were decoded, as `Piece` says; None if they are those of the list.
 
     Raises:
         Mistake: if the lines cannot be used.
     """
-    if is_first and (raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or raw[:2].count(0) == 1):
-        raise Mistake(0, "this looks like UTF-16; save the list as UTF-8 and try again")
     try:
         text = raw.decode("utf-8-sig" if is_first else "utf-8")
     except UnicodeDecodeError as error:
-        message = f"0x{raw[error.start]:02x} is not UTF-8; save the list as UTF-8 and try again"
+        byte = raw[error.start]
+        if encoding is not None:
+            byte = ord(raw[error.start : error.start + 3].decode("utf-8", "surrogatepass")) & 0xFF
+        message = f"0x{byte:02x} is not {encoding or 'UTF-8'}; save the list as UTF-8, or name its --data.encoding"
         raise Mistake(error.start, message) from None
     ascii_ones = len(raw.translate(None, CONTROLS)) < len(raw) or raw.count(b"\r") > raw.count(b"\r\n")
     others = not raw.isascii() and (b"\xc2" in raw or b"\xe2\x80" in raw or b"\xe2\x81" in raw)
@@ -218,7 +221,8 @@ def split_piece(
 
     wrong = next((word for word in words if "\t" in word), None) if "\t" in text else None
     if wrong is not None:
-        raise Mistake(_place(wrong, text, raw), "a tab inside a word; expected one word a line")
+        what = "a tab inside a word; expected one word a line (--data.column takes one column of a table)"
+        raise Mistake(_place(wrong, text, raw), what)
     if _has_longer_line(text, max_word_length):
         wrong = next((word for word in words if len(word) > max_word_length), None)
         if wrong is not None:

@@ -251,6 +251,70 @@ def test_what_came_from_a_pipe_is_gone_afterwards(call, piped, towns):
     assert (status, err) == (2, "error: -: a list in pieces is read more than once; save it to a file\n")
 
 
+LISTS = {
+    "json": ('[\n"anno",\n"berta",\n"cilli"\n]\n', "JSON; write its words one a line"),
+    "objects": ('{"name": "anno"}\n{"name": "berta"}\n', "JSON; "),
+    "nested": ('{\n"names": [\n"anno",\n"berta"\n]\n}\n', "JSON; "),
+    "csv": ("name,year\nanno,1\nberta,2\n", "a table with commas; --data.column 1 takes its first column"),
+    "excel": ("name;year\nanno;1\nberta;2\n", "a table with semicolons; --data.column 1"),
+    "hunspell": ("3\nanker/AB\nboje\ndeich/C\n", "a hunspell dictionary; drop its first line"),
+    "john": ("#!comment: words\nanno\nberta\n", "one of John the Ripper; drop the lines"),
+    "words": ("anno, the first\nberta\n[dora]\n", None),
+    "towns": ('3\nDar es Salaam/East\nN\'Djamena\n"x"\n', None),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+@pytest.mark.parametrize("split", ["shuffled", "hashed"])
+def test_a_list_that_looks_like_something_else_gets_a_hint(kind, split, folder, call):
+    text, hint = LISTS[kind]
+    Path("list").write_text(text * (1 if kind in ("hunspell", "towns") else 20))
+    flags = ["--data.path", "list", "--data.split", split, "--data.train_fraction", 1, "--data.val_fraction", 0]
+    status, _, err = call("fit", *flags, *QUICK)
+    assert status == 0, err
+    found = [line for line in err.splitlines() if line.startswith("hint: ")]
+    assert [line.startswith(f"hint: this list looks like {hint}") for line in found] == [True] * (hint is not None)
+
+
+@pytest.mark.parametrize("split", ["shuffled", "hashed"])
+def test_a_list_is_read_as_it_is(split, folder, call):
+    """A table in another encoding, with a bad row: trained on, validated with, looked up by predict."""
+    rows = [f'{number},"Zoë {letter}, {number % 7}"' for number, letter in enumerate("abcdefghij" * 5)]
+    Path("list.csv").write_text("\n".join(["id,name", *rows, "7", ""]), encoding="latin-1")
+    flags = ["--data.path", "list.csv", "--data.split", split, "--data.encoding", "latin-1", "--data.column", "name"]
+    status, _, err = call("fit", *flags, *QUICK)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "list.csv, line 52: no column 'name': this row has 1 (--data.skip_bad_lines omits it)" in err
+    status, _, err = call("fit", *flags, "--data.skip_bad_lines", *QUICK)
+    assert status == 0, err
+    assert "\nin the list, 1 bad line omitted\n" in err
+    saved = torch.load("lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["vocabulary"] == " ,0123456Zabcdefghijoë"
+    assert call("validate")[0] == 0
+    Path("score.txt").write_text("Zoë a, 0\n", encoding="utf-8")
+    status, out, _ = call("predict", "--sample.score", "score.txt", "--sample.format", "jsonl")
+    assert status == 0
+    assert '"where": "new"' not in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data.encoding", "klingon"], "--data.encoding klingon: expected a name such as utf-8, latin-1, cp1252"),
+        (["--data.encoding", "rot13"], "--data.encoding rot13: expected a name"),
+        (["--data.column", 0], "--data.column 0: expected a name in the header, or a number from 1 on"),
+        (["--data.column", "town"], "list.csv: no column 'town' in the header: id, name"),
+        (["--data.column", 3], "list.csv, line 1: no column 3: this row has 2; line 2: no column 3"),
+    ],
+)
+def test_a_mistake_about_a_table_is_one_line(flags, message, folder, call):
+    Path("list.csv").write_text("id,name\n1,anno\n2,berta\n")
+    status, out, err = call("fit", "--data.path", "list.csv", *QUICK, *flags)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {message}"), err
+    assert files(folder) == ["list.csv"]
+
+
 def test_one_word_is_one_word(folder, call):
     Path("one.txt").write_text("a")
     flags = ["--data.path", "one.txt", "--data.train_fraction", 1, "--data.val_fraction", 0]
@@ -489,7 +553,8 @@ def test_what_is_turned_off_leaves_nothing(flag, left, folder, call):
         (["fit", "--data.path", "empty.txt"], "empty.txt: no words in this list; expected one a line"),
         (
             ["fit", "--data.path", "latin1.txt"],
-            "latin1.txt, line 2, byte 7: 0xeb is not UTF-8; save the list as UTF-8 and try again",
+            "latin1.txt, line 2, byte 7: 0xeb is not UTF-8; save the list as UTF-8, or name its --data.encoding "
+            "(--data.skip_bad_lines omits it)",
         ),
         (
             ["fit", "--data.num_words", "5"],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_ngram import kneser_ney
 
-from makemore_pl import MLP, NamesDataModule, Vocabulary, datamodule, memory, wordlist
+from makemore_pl import MLP, NamesDataModule, Vocabulary, datamodule, memory, pieces
 from makemore_pl.commands.export import export
 from makemore_pl.split import hash_words
 
@@ -246,7 +246,7 @@ def test_a_share_of_smoothing_outside_its_range_is_refused(share):
 
 @pytest.mark.parametrize("vocabulary", [None, string.ascii_lowercase])
 def test_a_list_in_pieces_gives_what_the_whole_list_gives(vocabulary, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(wordlist, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "PIECE", 1000)
     (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
     in_pieces = NamesDataModule(str(tmp_path / "list.txt"), vocabulary=vocabulary, split="hashed")
     whole = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=3000)
@@ -295,7 +295,7 @@ def test_a_word_stands_in_the_first_split_that_has_it(names):
 
 @pytest.mark.parametrize("num_words", [None, 3000])
 def test_a_word_of_a_hashed_list_is_found_in_pieces_too(num_words, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(wordlist, "PIECE", 5000)
+    monkeypatch.setattr(pieces, "PIECE", 5000)
     (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
     data = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=num_words)
     splits = dict(zip(["train", "val", "test"], hash_words(names[:3000]), strict=True))

@@ -60,7 +60,7 @@ def test_nothing_imports_the_commands():
             assert not {module for module in ours(path) if module.startswith("commands/")}, name
 
 
-PLAIN = ["gradient", "memory", "ngram", "sampling", "split", "terminal", "vocabulary", "windows", "wordlist"]
+PLAIN = ["gradient", "memory", "ngram", "pieces", "sampling", "split", "terminal", "vocabulary", "windows", "wordlist"]
 
 
 @pytest.mark.parametrize("name", PLAIN)

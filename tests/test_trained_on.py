@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from makemore_pl import MLP, NamesDataModule, wordlist
+from makemore_pl import MLP, NamesDataModule, pieces
 from makemore_pl.trained_on import read_records
 
 QUICK = ["--model.hidden_size", 8, "--pictures", "false", "--trainer.max_steps"]
@@ -197,7 +197,7 @@ def test_a_trainer_of_ones_own_refuses_other_words_too(names, tmp_path):
 
 @pytest.mark.parametrize("in_pieces", [False, True])
 def test_a_digest_is_that_of_the_words_one_a_line(in_pieces, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(wordlist, "PIECE", 1000)
+    monkeypatch.setattr(pieces, "PIECE", 1000)
     text = "\n".join([*names[:3000], "ñandú", ""]).encode()
     (tmp_path / "list.txt").write_bytes(text)
     data = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", counted=in_pieces)

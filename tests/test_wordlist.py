@@ -5,6 +5,7 @@ import socket
 import threading
 import unicodedata
 from collections import Counter
+from contextlib import suppress
 from itertools import zip_longest
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from makemore_pl import Vocabulary, wordlist
+from makemore_pl import Vocabulary, pieces, wordlist
 from makemore_pl.wordlist import read_pieces, read_words, shipped
 
 
@@ -50,12 +51,16 @@ def test_lists_are_read_line_by_line(raw, words, tmp_path):
         (b"", "", "no words in this list; expected one a line"),
         (b" \n\r\n\xe3\x80\x80", "", "no words in this list"),
         (b"\xef\xbb\xbf", "", "no words in this list"),
-        (b"emma\nzo\xeb\n", ", line 2, byte 7", "0xeb is not UTF-8; save the list as UTF-8 and try again"),
+        (
+            b"emma\nzo\xeb\n",
+            ", line 2, byte 7",
+            "0xeb is not UTF-8; save the list as UTF-8, or name its --data.encoding",
+        ),
         (b"emma\nzo\xc3", ", line 2, byte 7", "0xc3 is not UTF-8"),
         (b"emma\n\xed\xa0\x80", ", line 2, byte 5", "0xed is not UTF-8"),  # half a surrogate pair
-        ("emma\n".encode("utf-16"), ", line 1, byte 0", "this looks like UTF-16; save the list as UTF-8"),
-        ("emma\n".encode("utf-16-be"), ", line 1, byte 0", "this looks like UTF-16"),
-        ("emma\n".encode("utf-16-le"), ", line 1, byte 0", "this looks like UTF-16"),
+        ("emma\n".encode("utf-16"), "", "this looks like UTF-16; save the list as UTF-8"),
+        ("emma\n".encode("utf-16-be"), "", "this looks like UTF-16"),
+        ("emma\n".encode("utf-16-le"), "", "this looks like UTF-16"),
         (b"emma\nav\0a\n", ", line 2, byte 7", "control character U+0000 (NUL); expected one word a line"),
         (b"emma\n\r\nav\x1ba\n", ", line 3, byte 9", "control character U+001B"),
         (b"\xef\xbb\xbfa\n\x7f", ", line 2, byte 5", "control character U+007F"),
@@ -89,8 +94,8 @@ def test_long_words_and_much_space_are_no_mistake(tmp_path):
 
 
 def test_a_line_without_an_end_is_not_read_to_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(wordlist, "PIECE", 100)
-    monkeypatch.setattr(wordlist, "LONGEST_LINE", 100)
+    monkeypatch.setattr(pieces, "PIECE", 100)
+    monkeypatch.setattr(pieces, "LONGEST_LINE", 100)
     file = io.BytesIO(b"emma\n" + b" " * 1000 + b"ava")
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
     with pytest.raises(ValueError, match="a line over 100 bytes"):
@@ -158,7 +163,7 @@ def test_any_bytes_are_words_or_a_mistake_whatever_the_pieces(raw, piece, length
 
     def read(size):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wordlist, "PIECE", size)
+            patch.setattr(pieces, "PIECE", size)
             patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(raw)))
             try:
                 return read_words("-", max_word_length=length)
@@ -166,10 +171,8 @@ def test_any_bytes_are_words_or_a_mistake_whatever_the_pieces(raw, piece, length
                 return str(error)
 
     whole = read(10**6)
-    if isinstance(whole, list) or len(raw) <= piece:
-        assert read(piece) == whole
-    else:  # of several mistakes, the first piece with one decides
-        assert re.fullmatch(r"-(, line \d+, byte \d+)?: [^\n]+", read(piece))
+    assert read(piece) == whole
+    assert isinstance(whole, list) or re.fullmatch(r"-(, line \d+, byte \d+)?: [^\n]+", whole)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX files")
@@ -241,12 +244,146 @@ def test_a_named_pipe_is_read_to_its_end_however_slowly_it_is_written(tmp_path, 
     assert read_words(tmp_path / "pipe") == ["emma", "olivia"]
 
 
+# In other encodings, in tables, with bad lines.
+
+
+TEXT = "Zoë\n\n Łódź \nÅngström\n"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("latin-1", "Zoë\n Åre\r\n\nØ"),
+        ("cp1252", "Zoë\nŽofie\n"),
+        ("cp037", "Zoë\nAnna\n"),  # EBCDIC
+        ("utf-16", TEXT),
+        ("utf-16-be", TEXT),
+        ("utf-32-le", TEXT),
+        ("utf-8-sig", TEXT),
+        ("UTF8", "\ufeffZoë\n"),
+        ("shift_jis", "名前\n花子\n"),
+        ("gb18030", "名前\n🙂\n"),
+        ("iso2022_jp", "名前\n花子\n"),
+    ],
+)
+@pytest.mark.parametrize("size", [3, 10**6])
+def test_lists_in_other_encodings(encoding, text, size, tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", size)
+    (tmp_path / "list.txt").write_bytes(text.encode(encoding))
+    words = [line.strip() for line in text.removeprefix("\ufeff").split("\n") if line.strip()]
+    assert read_words(tmp_path / "list.txt", encoding=encoding) == words
+    for readers in (2, 3):
+        parts = [list(read_pieces(tmp_path / "list.txt", rank, readers, encoding=encoding)) for rank in range(readers)]
+        in_turn = [piece for each in zip_longest(*parts, fillvalue=()) for piece in each]
+        assert [word for piece in in_turn for word in piece] == words
+
+
+def test_an_encoding_that_does_not_fit_is_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes(b"Anna\nZo\x98\n\xe9t\xe9\n")
+    with pytest.raises(
+        ValueError, match=r"list.txt, line 2: 0x98 is not ascii; .*; line 3: 0xe9 .*; 2 bad lines in all"
+    ):
+        read_words(tmp_path / "list.txt", encoding="ascii")
+    assert read_words(tmp_path / "list.txt", encoding="ascii", skip_bad_lines=True) == ["Anna"]
+    with pytest.raises(ValueError, match=r"list.txt, line 2: control character U\+0098"):
+        read_words(tmp_path / "list.txt", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"list.txt: is not utf-16 \(.*\); name its encoding"):
+        read_words(tmp_path / "list.txt", encoding="utf-16")
+
+
+TABLE = 'name,kind\n"Ober, Unter",hill\n"O""Dell",\n\n Mora ,town\n"Zoë",\n"two\nlines",x\nAva,"x\ny"\n=1,"'
+WORDS = ["Ober, Unter", 'O"Dell', "Mora", "Zoë", "Ava"]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 100])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize(
+    ("ending", "encoding"), [("csv", "utf-8"), ("csv", "utf-16"), ("tsv", "latin-1"), ("x", "utf-8")]
+)
+def test_a_column_of_a_table(ending, encoding, end, rows, tmp_path, monkeypatch):
+    """Quotes, commas and line breaks in cells, blank rows, a row with an open quote."""
+    monkeypatch.setattr(pieces, "ROWS", rows)
+    text = TABLE if ending == "csv" else TABLE.replace(",", "\t").replace("Ober\t", "Ober,")
+    path = tmp_path / f"list.{ending}"
+    path.write_text(text, encoding=encoding, newline=end)
+    changed = Counter()
+    skipped = {"encoding": encoding, "skip_bad_lines": True}
+    assert read_words(path, column="name", changed=changed, **skipped) == WORDS
+    assert changed == {"blank": 1, "space": 1, "bad": 2}
+    assert read_words(path, column=1, **skipped) == ["name", *WORDS]
+    assert read_words(path, column="kind", **skipped) == ["kind", "hill", "town", "x"][1:]
+    parts = [list(read_pieces(path, rank, 3, column="name", **skipped)) for rank in range(3)]
+    in_turn = [piece for each in zip_longest(*parts, fillvalue=()) for piece in each]
+    assert [word for piece in in_turn for word in piece] == WORDS
+    with pytest.raises(ValueError, match=r"line 8: a word of several lines; line 11: unexpected end of data; .*2 bad"):
+        read_words(path, column="name", encoding=encoding)
+    with pytest.raises(ValueError, match=rf"list.{ending}: no column 'town' in the header: name, kind$"):
+        read_words(path, column="town", encoding=encoding)
+
+
+def test_a_table_with_semicolons(tmp_path):
+    (tmp_path / "list.csv").write_text("id;name\n1;Doe, John\n2;x\n")
+    assert read_words(tmp_path / "list.csv", column="name") == ["Doe, John", "x"]
+    (tmp_path / "one.csv").write_text("name\nDoe\n")
+    assert read_words(tmp_path / "one.csv", column="name") == ["Doe"]
+    (tmp_path / "one.tsv").write_text("name\nDoe, John\n")
+    assert read_words(tmp_path / "one.tsv", column="name") == ["Doe, John"]
+
+
+BAD = b"anno\nzo\xeb\nberta\nx\ty\n \n\x1bcilli\ndora\n" + b"a" * 30 + b"\nemil\xff"
+
+
+def test_all_bad_lines_are_counted_and_three_are_named(tmp_path):
+    (tmp_path / "list.txt").write_bytes(BAD)
+    with pytest.raises(ValueError) as refused:
+        read_words(tmp_path / "list.txt", max_word_length=20, skip_bad_lines=False)
+    assert str(refused.value) == (
+        f"{tmp_path / 'list.txt'}, line 2, byte 7: 0xeb is not UTF-8; save the list as UTF-8, or name its "
+        "--data.encoding; line 4, byte 15: a tab inside a word; expected one word a line (--data.column takes one "
+        "column of a table); line 6, byte 21: control character U+001B; expected one word a line; 5 bad lines in all "
+        "(--data.skip_bad_lines omits them)"
+    )
+    changed = Counter()
+    assert read_words(tmp_path / "list.txt", "NFC", 20, changed, skip_bad_lines=True) == ["anno", "berta", "dora"]
+    assert changed == {"bad": 5, "blank": 1, "space": 0}
+
+
+def test_a_file_of_bad_lines_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "PIECE", 5000)
+    file = io.BytesIO(b"\0\0\n" * 10_000)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=file))
+    with pytest.raises(ValueError, match=r"; over 1,000 bad lines in all$"):
+        read_words("-")
+    assert file.tell() < 6000
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"\0\0\n" * 10_000 + b"anno")))
+    assert read_words("-", skip_bad_lines=True) == ["anno"]
+
+
+@given(
+    st.lists(st.binary(max_size=5) | st.sampled_from([b"", b"ab", b"\xc3\xa9", b"\xe9", b" a\tb ", b"\r", b"abc\r"])),
+    st.integers(1, 30),
+)
+def test_omitting_bad_lines_leaves_those_that_are_good_by_themselves(lines, size):
+    lines = [line.replace(b"\n", b"") for line in lines]
+    if b"".join(lines[:1])[:2].count(0) == 1 or b"\n".join(lines)[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return  # looks like UTF-16
+    good = []
+    for number, line in enumerate(lines):
+        with suppress(wordlist.Mistake):
+            good += wordlist.split_piece(line + b"\n", number == 0, "NFC", 3, Counter())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "PIECE", size)
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"".join(line + b"\n" for line in lines))))
+        found = [word for piece in read_pieces("-", max_word_length=3, skip_bad_lines=True) for word in piece]
+    assert found == good
+
+
 # Piece by piece.
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(wordlist, "PIECE", 50)
+    monkeypatch.setattr(pieces, "PIECE", 50)
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 7])

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
+from makemore_pl.commands.hints import LINES, looks_like
 from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
@@ -43,15 +44,20 @@ def describe(data: NamesDataModule, model: MLP) -> None:
     say(f"{words}, {counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
     if changes := describe_changes(data.changed):
         say(f"in the list, {changes}")
+    if data.hparams["column"] is None:
+        first = next(data.list.read(), []) if data.in_pieces else data.words
+        if format := looks_like(first[:LINES]):
+            say(f"hint: this list looks like {format}")
 
 
 def describe_changes(changed: Mapping[str, int]) -> str:
     """Describes how the words differ from the lines of their list; empty if they do not."""
-    blank, space = changed.get("blank", 0), changed.get("space", 0)
+    blank, space, bad = (changed.get(name, 0) for name in ("blank", "space", "bad"))
     parts = [f"{counted(blank, 'blank line')} dropped"] * (blank > 0)
     parts += [f"the space around {counted(space, 'word')} dropped"] * (space > 0)
     if number := changed.get("NFC", 0):
         parts.append(f"{counted(number, 'word')} normalised to NFC (--data.normalization)")
+    parts += [f"{counted(bad, 'bad line')} omitted"] * (bad > 0)
     return ", ".join(parts)
 
 

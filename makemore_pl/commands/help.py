@@ -22,6 +22,7 @@ OPENINGS = {
     "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
 
   --data.path FILE              your own list, one word a line; `-` for stdin
+  --data.column NAME            its column, where the list is a CSV or TSV file
   --config NAME                 a recipe, such as lecture; or a YAML file
   --ckpt_path last              resume the newest run; or resume from a file
   --model.block_size N          how many characters the model looks back
