@@ -4,7 +4,7 @@ Over 300 lines: a fifth of it documents the options.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from makemore_pl.pieces import require_column, require_encoding
 from makemore_pl.sampling import NextLogits, Sampler
 from makemore_pl.split import WordList
 from makemore_pl.terminal import brief
-from makemore_pl.trained_on import KEY, Record, difference, find_records, read_records, record
+from makemore_pl.trained_on import TrainedOn
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import WORDS_PER_PART, Counts, add_counts, build_windows, count_words, rows_at_once
 from makemore_pl.wordlist import Normalization, recorded, shipped
@@ -47,7 +47,7 @@ def next_batch(trainer: Trainer, loader: Batches) -> int:
     return start + step * trainer.accumulate_grad_batches
 
 
-class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc]
+class NamesDataModule(TrainedOn, FromCheckpoint, LightningDataModule):  # type: ignore[misc]
     """Turns a list of words into windows.
 
     Args:
@@ -149,8 +149,6 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         self.counts: dict[str, Counts] = {}
         self.teacher: NextLogits | None = None
         self.other_words = other_words
-        self.checkpoint = ""
-        self.trained_on: list[Record] = []  # the words that the weights of the checkpoint were trained on
 
     @property
     def words(self) -> list[str]:
@@ -190,49 +188,6 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
         """The characters that were given, or those of the whole list, even if only few of its words are in use."""
         given = self.hparams["vocabulary"]
         return Vocabulary.from_words(self.list.characters) if given is None else Vocabulary(given)
-
-    def continue_from(self, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
-        """Takes the records of the words that a checkpoint was trained on, for `require_same_words`.
-
-        Args:
-            path: of the checkpoint, for the errors.
-            checkpoint: its content.
-
-        Raises:
-            ValueError: if its records have another form.
-        """
-        self.checkpoint, self.trained_on = str(path), find_records(str(path), checkpoint)
-
-    def difference(self, reads: bool = True) -> str | None:
-        """Says in which way the words of the checkpoint differ from these; None if there is no difference.
-
-        Args:
-            reads: whether to read the list and compare its words; if not, the hyperparameters are compared.
-        """
-        return difference(self.trained_on, record(self.hparams, self.list.digest if reads else None))
-
-    def require_same_words(self, reads: bool = True) -> None:
-        """Refuses words other than those of the checkpoint, if there is one, unless `other_words` is set.
-
-        Raises:
-            ValueError: if the words differ, or that cannot be verified.
-        """
-        if self.trained_on and not self.other_words and (why := self.difference(reads)) is not None:
-            raise ValueError(f"{self.checkpoint}: {why}; keep its words, or accept others with --data.other_words")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the records of all words that the weights were trained on."""
-        ours = record(self.hparams, self.list.digest)
-        return {KEY: [*(each for each in self.trained_on if difference([each], ours)), ours]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resumes from the checkpoint of this state.
-
-        Raises:
-            ValueError: if it was trained on other words.
-        """
-        self.continue_from(self.trainer.ckpt_path or "the checkpoint", {"": state_dict})  # type: ignore[union-attr]
-        self.require_same_words()
 
     def setup(self, stage: str) -> None:
         """Builds the tensors of the splits that the stage needs, on the device of the Trainer if there is one.
@@ -290,8 +245,7 @@ class NamesDataModule(FromCheckpoint, LightningDataModule):  # type: ignore[misc
                 raise ValueError(
                     f"teacher {path}: its {name} is {brief(found[name], ours)}, that of the data {brief(ours)}"
                 )
-        if (why := difference(read_records(path), record(self.hparams, self.list.digest))) is not None:
-            raise ValueError(f"teacher {path}: {why}; take a teacher that was trained on the same words")
+        self.require_same_teacher(path)
         self.teacher = teacher
 
     def _expected(self) -> NextLogits:

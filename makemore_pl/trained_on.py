@@ -4,6 +4,7 @@ A checkpoint keeps them. A run that resumes on other words adds a record, so the
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from makemore_pl.checkpoint import read
@@ -91,3 +92,66 @@ def require_same_split(path: str, ours: Sequence[Record]) -> None:
     for each in ours:
         if (why := difference(theirs, each)) is not None:
             raise ValueError(f"{path}: {why}; average networks trained on the same words")
+
+
+class TrainedOn:
+    """Gives a data module the records of a checkpoint, and compares its words with them."""
+
+    hparams: Any
+    list: Any
+    trainer: Any
+    other_words = False
+    checkpoint = ""
+    trained_on: Sequence[Record] = ()  # the words that the weights of the checkpoint were trained on
+
+    def continue_from(self, path: str | Path, checkpoint: Mapping[str, Any]) -> None:
+        """Takes the records of the words that a checkpoint was trained on, for `require_same_words`.
+
+        Args:
+            path: of the checkpoint, for the errors.
+            checkpoint: its content.
+
+        Raises:
+            ValueError: if its records have another form.
+        """
+        self.checkpoint, self.trained_on = str(path), find_records(str(path), checkpoint)
+
+    def difference(self, reads: bool = True) -> str | None:
+        """Says in which way the words of the checkpoint differ from these; None if there is no difference.
+
+        Args:
+            reads: whether to read the list and compare its words; if not, the hyperparameters are compared.
+        """
+        return difference(self.trained_on, record(self.hparams, self.list.digest if reads else None))
+
+    def require_same_words(self, reads: bool = True) -> None:
+        """Refuses words other than those of the checkpoint, if there is one, unless `other_words` is set.
+
+        Raises:
+            ValueError: if the words differ, or that cannot be verified.
+        """
+        if self.trained_on and not self.other_words and (why := self.difference(reads)) is not None:
+            raise ValueError(f"{self.checkpoint}: {why}; keep its words, or accept others with --data.other_words")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the records of all words that the weights were trained on."""
+        ours = record(self.hparams, self.list.digest)
+        return {KEY: [*(each for each in self.trained_on if difference([each], ours)), ours]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resumes from the checkpoint of this state.
+
+        Raises:
+            ValueError: if it was trained on other words.
+        """
+        self.continue_from(self.trainer.ckpt_path or "the checkpoint", {"": state_dict})
+        self.require_same_words()
+
+    def require_same_teacher(self, path: str) -> None:
+        """Refuses a teacher that was trained on other words.
+
+        Raises:
+            ValueError: if they differ, or that cannot be verified.
+        """
+        if (why := difference(read_records(path), record(self.hparams, self.list.digest))) is not None:
+            raise ValueError(f"teacher {path}: {why}; take a teacher that was trained on the same words")
