@@ -27,6 +27,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def four_digits(loss: float) -> str:
+    """Returns a loss with four digits after the point, or a very large one in short: `2.0886`, `4.85e+08`."""
+    return f"{loss:.4f}" if loss < 1e5 else f"{loss:.3g}"
+
+
 def printable(line: str) -> str:
     """Escapes control characters, which could move a terminal's cursor: a line may quote a file or a flag."""
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)

@@ -57,16 +57,20 @@ def test_fit_ends_with_names_and_the_way_on(default_fit):
     assert len(fit.stdout.split("\n")) == 21
     assert all(name.isascii() and name.isalpha() for name in fit.stdout.split())
     path = Path("lightning_logs", "version_0", "checkpoints", "best.ckpt")
-    first, *progress, checkpoint, compared, names, curves = fit.stderr.rstrip("\n").split("\n")
-    assert first == (
-        "32,033 words (25,626 train / 3,203 val / 3,204 test), 29,494 distinct, 26 characters, 11,897 parameters"
-    )
+    lines = fit.stderr.rstrip("\n").split("\n")
+    words, sizes, start, *progress, checkpoint, _, network, _, _, optimistic, names, curves = lines
+    assert words == "32,033 words, 29,494 distinct: 25,626 train / 3,203 val / 3,204 test"
+    assert sizes == "26 characters, 11,897 parameters"
+    # The loss of the first update is that of a network which is about as good as chance: 3.2958.
+    assert start.startswith("step 1/500  train 3.3")
     assert progress
     assert all(line.startswith("step ") for line in progress)
     assert checkpoint.startswith(f"checkpoint: {path} (val/loss 2.0")
-    assert compared.startswith("compared: network 2.0")
-    assert names == f"more names: python -m makemore_pl predict --ckpt_path {path}"
+    assert re.match(r"network +2\.0\d{3} +2\.0\d{3} +2\.\d{4}$", network)
+    assert optimistic.endswith("so it is optimistic: see `test`")
+    assert names == "more names: python -m makemore_pl predict"
     assert curves == "the curves: tensorboard --logdir lightning_logs"
+    assert max(map(len, lines)) <= 80
 
 
 def test_fit_leaves_best_and_last_and_curves(default_fit):
@@ -185,7 +189,7 @@ def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
     status, _, err = call("fit", "--data.path", "list.txt", *QUICK)
     assert status == 0
     assert err.startswith(
-        "41 words (32 train / 4 val / 5 test), 2 distinct, 4 characters, 343 parameters\n"
+        "41 words, 2 distinct: 32 train / 4 val / 5 test\n4 characters, 343 parameters\n"
         "in the list, 1 blank line dropped, the space around 1 word dropped, 1 word normalised to NFC "
         "(--data.normalization)\nstep "
     )
@@ -225,7 +229,7 @@ def piped(folder, towns, monkeypatch):
 def test_a_list_may_come_from_a_pipe(name, call, piped):
     status, _, err = call("fit", "--data.path", piped(name), *QUICK)
     assert status == 0, err
-    assert err.startswith("30 words (24 train / 3 val / 3 test), 10 distinct, ")
+    assert err.startswith("30 words, 10 distinct: 24 train / 3 val / 3 test\n")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX pipes")
@@ -320,7 +324,7 @@ def test_one_word_is_one_word(folder, call):
     flags = ["--data.path", "one.txt", "--data.train_fraction", 1, "--data.val_fraction", 0]
     status, _, err = call("fit", *flags, *QUICK)
     assert status == 0, err
-    assert err.startswith("1 word (1 train / 1 val / 0 test), 1 distinct, 1 character, ")
+    assert err.startswith("1 word, 1 distinct: 1 train / 1 val / 0 test\n1 character, ")
     assert call("fit", "--data.path", "one.txt", *QUICK)[2].startswith("error: 80% of 1 word leaves no training word")
 
 
@@ -347,7 +351,7 @@ def test_without_a_logger_no_run_writes_over_another(folder, call):
     both = saved()
     assert list(both) == [*first, "checkpoints-v1/best.ckpt", "checkpoints-v1/last.ckpt"]
     assert first.items() <= both.items()
-    assert call("predict")[2] == "checkpoint: checkpoints-v1/best.ckpt\n"
+    assert call("predict")[2].startswith("checkpoint: checkpoints-v1/best.ckpt\n")
 
     # Each resumes in its own folder.
     for path, name in [("last", "checkpoints-v1"), ("checkpoints/last.ckpt", "checkpoints")]:
@@ -427,7 +431,7 @@ def test_a_run_without_validation_is_saved_too(folder, call):
     status, _, err = call("predict")
     folder = "lightning_logs/version_0"
     assert status == 0
-    assert err.splitlines() == [
+    assert err.splitlines()[:-1] == [
         f"warning: the newest run, {folder}, has no best.ckpt; taking {folder}/checkpoints/last.ckpt, step 4, instead",
         f"checkpoint: {folder}/checkpoints/last.ckpt",
     ]
@@ -442,6 +446,14 @@ def test_a_diverged_run_says_so(optimizer, folder, call, monkeypatch):
     status, out, err = call("fit", "--data.num_words", 50, *QUICK, "--model.optimizer", optimizer)
     assert (status, out) == (2, "")
     assert err.endswith("error: step 2: the loss is nan; try a smaller --model.lr, or --trainer.precision 32\n")
+
+
+def test_a_run_that_is_worse_than_chance_says_so(folder, call):
+    """Chance is the logarithm of 27 characters, the boundary among them."""
+    status, _, err = call("fit", "--data.num_words", 300, *QUICK, "--model.lr", 30)
+    assert status == 0, err
+    assert "\nworse than chance, 3.2958: this run diverged; try a smaller --model.lr\n" in err
+    assert max(map(len, err.splitlines())) < 200
 
 
 def test_callbacks_of_ones_own_come_beside_ours(folder, call):
@@ -463,10 +475,12 @@ trainer:
 def test_the_newest_run_is_taken(folder, call):
     for words in (50, 60):
         assert call("fit", "--data.num_words", words, *QUICK)[0] == 0
-    assert call("predict")[2] == "checkpoint: lightning_logs/version_1/checkpoints/best.ckpt\n"
-    assert call("predict", "--ckpt_path", "last")[2] == "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt\n"
+    assert call("predict")[2].startswith("checkpoint: lightning_logs/version_1/checkpoints/best.ckpt\n")
+    assert call("predict", "--ckpt_path", "last")[2].startswith(
+        "checkpoint: lightning_logs/version_1/checkpoints/last.ckpt\n"
+    )
     os.utime("lightning_logs/version_0/checkpoints/best.ckpt")
-    assert call("predict")[2] == "checkpoint: lightning_logs/version_0/checkpoints/best.ckpt\n"
+    assert call("predict")[2].startswith("checkpoint: lightning_logs/version_0/checkpoints/best.ckpt\n")
 
 
 def test_runs_go_where_they_are_sent(folder, call):
@@ -703,7 +717,9 @@ def test_what_does_not_fit_into_memory_is_one_line(folder, call, names, monkeypa
     quick = ["--data.path", "few.txt", "--trainer.max_steps", 2]
     status, _, err = call("fit", *quick, "--model.block_size", 8)
     assert status == 2
-    assert re.search(r"\nerror: windows of 8 characters would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)
+    assert re.search(
+        r"^error: windows of 8 characters would take 0\.\d+ GB of memory; 0.000931 GB are free$", err, re.M
+    )
     status, _, err = call("fit", *quick, "--model.hidden_size", 2000)
     assert status == 2
     assert re.match(r"error: training this model would take 0\.\d+ GB of memory; 0.000931 GB are free\n", err)

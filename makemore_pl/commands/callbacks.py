@@ -16,6 +16,7 @@ from torch import Tensor
 from makemore_pl.commands.messages import write_utf8
 from makemore_pl.commands.process import silence_stock_noise
 from makemore_pl.optimization import number_of_steps
+from makemore_pl.terminal import four_digits
 
 
 class Settings(Callback):
@@ -56,7 +57,7 @@ class Progress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.total = int(total) if (total := number_of_steps(trainer)) != float("inf") else None
         self.start = self.said = time.monotonic()
-        self.first_step = trainer.global_step
+        self.first_step, self.first = trainer.global_step, True
         console = Console(stderr=True)
         if self.enabled and console.is_terminal:
             columns = [MofNCompleteColumn(), BarColumn(None), TextColumn("{task.description}"), TimeRemainingColumn()]
@@ -65,15 +66,25 @@ class Progress(ProgressBar):
             self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Moves the bar, at most twice a second: reading the losses waits for the device."""
+        """Prints the first loss, and moves the bar at most twice a second: reading the losses waits for the device."""
+        if self.first and self.enabled:
+            self._say(trainer)
+        self.first = False
         if self.bar is not None and self._due(0.5, trainer):
             self.bar.update(self.task, completed=trainer.global_step, description=self._describe(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prints a line where there is no bar, at most every five seconds."""
         if self.bar is None and self.enabled and not trainer.sanity_checking and self._due(5.0, trainer):
-            steps = f"{trainer.global_step}/{self.total}" if self.total else f"{trainer.global_step}"
-            print(f"step {steps}  {self._describe(trainer)}", file=sys.stderr)
+            self._say(trainer)
+
+    def _say(self, trainer: Trainer) -> None:
+        steps = f"{trainer.global_step}/{self.total}" if self.total else f"{trainer.global_step}"
+        line = f"step {steps}  {self._describe(trainer)}"
+        if self.bar is not None:
+            self.bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.bar is not None:
@@ -97,7 +108,8 @@ class Progress(ProgressBar):
     def _describe(self, trainer: Trainer) -> str:
         losses = trainer.progress_bar_metrics
         speed = (trainer.global_step - self.first_step) / (time.monotonic() - self.start)
-        parts = [f"{name.split('/')[0]} {losses[name]:.4f}" for name in ("train/loss", "val/loss") if name in losses]
+        found = [(name.split("/")[0], float(losses[name])) for name in ("train/loss", "val/loss") if name in losses]
+        parts = [f"{name} {four_digits(loss)}" for name, loss in found]
         return "  ".join(parts + [f"{speed:,.0f} steps/s"])
 
 

@@ -157,6 +157,9 @@ class CLI(LightningCLI):
                 default=True,
                 help="draw in TensorBoard what the network learns: the map of letters, what comes next, names, ...",
             )
+        if parser.command == "validate":
+            text = "the words that the table is about"
+            parser.add_argument("--split", type=Literal["train", "val", "test"], default="val", help=text)
         if parser.command == "predict":
             parser.add_class_arguments(Request, "sample", skip={"where"})
         parser.allow_bare_switches()
@@ -279,7 +282,8 @@ class CLI(LightningCLI):
         report(self.trainer, self.model, self.datamodule)
 
     def after_validate(self) -> None:
-        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "val")
+        split = self.config_init.validate.split
+        print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, split)
 
     def after_test(self) -> None:
         print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "test")

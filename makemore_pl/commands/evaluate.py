@@ -21,21 +21,21 @@ def print_comparison(trainer: Trainer, kind: type[MLP], path: str, data: NamesDa
         kind: the class of the model.
         path: its checkpoint.
         data: its words.
-        split: `val` or `test`.
+        split: `train`, `val` or `test`.
     """
     if trainer.is_global_zero:
         compared, sets = compare(kind.load_from_checkpoint(path, "cpu"), data, trainer, split)
         print(show(compared.score(*sets.values()), list(sets)), flush=True)
 
 
-def compare(model: MLP, data: NamesDataModule, trainer: Trainer, split: str) -> tuple[Comparison, dict[str, Counts]]:
-    """Compares a network with counting, and both mixed, on the words of a split and on those not in train.
+def compare(model: MLP, data: NamesDataModule, trainer: Trainer, *splits: str) -> tuple[Comparison, dict[str, Counts]]:
+    """Compares a network with counting, and both mixed, on the words of splits and on those not in train.
 
     Args:
         model: the network.
         data: its words.
         trainer: says on which device and in which precision.
-        split: `val` or `test`.
+        splits: of `train`, `val` and `test`.
 
     Returns:
         The comparison, and the windows of each set of words by its name.
@@ -49,11 +49,13 @@ def compare(model: MLP, data: NamesDataModule, trainer: Trainer, split: str) -> 
 
     few = not data.in_pieces and len(data.words) <= COUNTED_WORDS
     counting = ["train", "val"] if few or data.hparams["counted"] else []  # further counts may not fit into memory
-    counts = data.count(*dict.fromkeys([*counting, split]), together=False)
-    sets = {f"{split}, all words": counts[split]}
-    if few and (unseen := data.unseen(split)) and len(unseen) < len(data.splits[split]):
-        sets[f"{split}, {counted(len(unseen), 'word')} not in train"] = count_words(
-            unseen, model.vocabulary, model.block_size
-        )
+    counts = data.count(*dict.fromkeys([*counting, *splits]), together=False)
+    sets = {}
+    for split in splits:
+        sets[f"{split}, all words"] = counts[split]
+        unseen = data.unseen(split) if few and split != "train" else None
+        if unseen and len(unseen) < len(data.splits[split]):
+            name = f"{split}, {counted(len(unseen), 'word')} not in train"
+            sets[name] = count_words(unseen, model.vocabulary, model.block_size)
     held_out = counts.get("val") if data.hparams["val_fraction"] else None
     return Comparison(network, counts.get("train"), held_out), sets

@@ -1,5 +1,6 @@
 """`fit`: the lines that it prints before and after the training."""
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +15,13 @@ from makemore_pl.commands.hints import LINES, looks_like
 from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
+from makemore_pl.durable.runs import find
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
-from makemore_pl.terminal import command_line, counted
+from makemore_pl.terminal import command_line, counted, four_digits
+
+MOST_CELLS = 2**26
+"""The most contexts x characters of a training split that a fit evaluates at its end."""
 
 
 def run_logger(trainer: Namespace, resumed: str | None) -> RunFolder:
@@ -36,12 +41,13 @@ def describe(data: NamesDataModule, model: MLP) -> None:
     if data.in_pieces:
         words = "words in pieces"
     else:
-        sizes = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
-        words = f"{counted(len(data.words), 'word')} ({sizes})"
+        words = counted(len(data.words), "word")
         if len(data.words) <= COUNTED_WORDS:
             words += f", {len(set(data.words)):,} distinct"
+        words += ": " + " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
+    say(words)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{words}, {counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
+    say(f"{counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
     if changes := describe_changes(data.changed):
         say(f"in the list, {changes}")
     if data.hparams["column"] is None:
@@ -100,17 +106,33 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         raise ValueError("the validation loss was never a finite number; try a smaller --model.lr")
     if path:
         model = type(model).load_from_checkpoint(path, "cpu")
-        judged = f" (val/loss {loss:.4f}), chosen by it, so it is optimistic: see `test`" if loss is not None else ""
+        judged = f" (val/loss {four_digits(float(loss))})" if loss is not None else ""
         say(f"checkpoint: {os.path.relpath(path)}{judged}")
     if data.hparams["val_fraction"]:
-        compared, sets = compare(model, data, trainer, "val")
-        found = compared.losses(*sets.values())
-        losses = [f"{name.split(',')[0]} {of[0]:.4f}" for name, of in found.items()]
-        unseen = [f"{loss:.4f}" for of in found.values() for loss in of[1:]]
-        line = f"; on words not in train {', '.join(unseen)}" if unseen else ""
-        say(f"compared: {', '.join(losses)}{line}")
+        for line in losses(trainer, model, data):
+            say(line)
+        chance = math.log(len(data.vocabulary))
+        if loss is not None and loss > chance:
+            say(f"worse than chance, {chance:.4f}: this run diverged; try a smaller --model.lr")
     if path:
-        say(f"more names: {command_line('python', '-m', 'makemore_pl', 'predict', '--ckpt_path', Path(path))}")
+        is_newest = next(find("best", "."), None) == Path(os.path.relpath(path))
+        named: list[str | Path] = [] if is_newest else ["--ckpt_path", Path(path)]
+        say(f"more names: {command_line('python', '-m', 'makemore_pl', 'predict', *named)}")
     if log_dir and isinstance(trainer.logger, TensorBoardLogger):
         say(f"the curves: {command_line('tensorboard', '--logdir', Path(log_dir).parent)}")
     print(*model.sample(), sep="\n", flush=True)
+
+
+def losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> list[str]:
+    """Formats the losses over the whole splits as a table: of the network, of counting, and of their mixture."""
+    counts = data.counts.get("train")
+    # Over a large training split it would take long.
+    short = counts is not None and len(counts) * counts.vocab_size <= MOST_CELLS
+    compared, sets = compare(model, data, trainer, *["train"] * short, "val")
+    heads = {"train, all words": f"{'train':>10}", "val, all words": f"{'val':>10}"}
+    columns = [heads.get(name, f"{'val, not in train':>20}") for name in sets]
+    lines = [f"{'loss':28}{''.join(columns)}"]
+    for name, of in compared.losses(*sets.values()).items():
+        cells = (four_digits(loss).rjust(len(column)) for loss, column in zip(of, columns, strict=True))
+        lines.append(f"{name:28}{''.join(cells)}")
+    return [*lines, "val has chosen this checkpoint and the mixture, so it is optimistic: see `test`"]

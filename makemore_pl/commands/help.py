@@ -51,7 +51,9 @@ OPENINGS = {
   --sample.output FILE          a file instead of stdout
   --sample.score FILE           how likely are these words? `-` for stdin
 """,
-    "validate": "Prints loss, perplexity and accuracy on the validation words.\n\n" + NEWEST,
+    "validate": "Prints loss, perplexity and accuracy on the validation words.\n\n"
+    + NEWEST
+    + "  --split train                 the training words instead\n",
     "test": "Prints loss, perplexity and accuracy on the test words.\n\n" + NEWEST,
     "lr_find": """Takes one step at each of many learning rates from 0.001 to 1 and suggests one.
 All flags of fit's model and data apply:
