@@ -193,7 +193,7 @@ def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
         "in the list, 1 blank line dropped, the space around 1 word dropped, 1 word normalised to NFC "
         "(--data.normalization)\nstep "
     )
-    assert err.count("\n") == 7
+    assert max(map(len, err.splitlines()[:2])) <= 80
     (folder / "score.txt").write_text("Zoe\u0301\n", encoding="utf-8")
     assert call("predict", "--sample.score", "score.txt")[1].endswith("\tZoé\n")
     assert call("predict", "--sample.prompt", "Zoe\u0301", "--sample.num_names", 1)[1].startswith("Zoé")
@@ -385,7 +385,7 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert status == 0, err
     assert err.startswith(
         "resuming lightning_logs/version_0/checkpoints/last.ckpt, step 4\n"
-        "changed: max_steps 6 instead of 4, lr 0.5 instead of 0.04\n50 words (40 train"
+        "changed: max_steps 6 instead of 4, lr 0.5 instead of 0.04\n50 words, "
     )
     assert not Path("lightning_logs/version_1").exists()
     resumed = torch.load("lightning_logs/version_0/checkpoints/last.ckpt", weights_only=True)
@@ -393,7 +393,6 @@ def test_a_resumed_fit_goes_on(folder, call):
     assert resumed["hyper_parameters"]["hidden_size"] == 8
     assert resumed["hyper_parameters"]["schedule"] == "constant"
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
-    assert len([line for line in err.splitlines() if not line.startswith("step ")]) == 7, err
 
     status, out, err = call("fit", "--trainer.max_steps", 6, "--ckpt_path", "last")
     assert (status, out) == (2, "")

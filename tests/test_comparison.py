@@ -128,7 +128,7 @@ def test_the_printed_table_holds_the_notebooks_figures(stage, split, default_fit
         for who, p in each.items():
             expected = -p[torch.arange(len(Y)), Y].log().mean().item()
             loss, perplexity, bits, top1, top5 = figures[name, who]
-            assert loss == pytest.approx(expected, abs=1e-4)
+            assert loss == pytest.approx(expected, abs=2e-4)  # the weight of the mixture is printed with two digits
             assert perplexity == pytest.approx(math.exp(expected), abs=0.006)
             assert bits == pytest.approx(expected / math.log(2), abs=6e-4)
             if who != "uniform":
@@ -137,7 +137,6 @@ def test_the_printed_table_holds_the_notebooks_figures(stage, split, default_fit
                 right = hits[:, 0].double().mean().item(), hits.any(1).double().mean().item()
                 # The weight is printed with two digits: a few near ties may go the other way.
                 assert [float(top1[:-1]), float(top5[:-1])] == pytest.approx([100 * share for share in right], abs=0.11)
-    all_words, unseen = sets
     ending = dict(re.findall(r"^(network|Kneser-Ney|mixed.*?)  +([\d. ]+)$", fit.stderr, re.MULTILINE))
     for who in ("network", "Kneser-Ney", mixed) if split < 2 else ():
         columns = ending[who].split()[:1] if split == 0 else ending[who].split()[1:]
