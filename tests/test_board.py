@@ -310,7 +310,7 @@ def alphabet(words):
 def expected_kind(character):
     if character in "AÄÅEaeiouöëó":
         return "vowel"
-    return "consonant" if character in "GLMNPSZbcdghlmnprstvxyź".replace("L", "") else "other"
+    return "consonant" if character in "GŁMNPSZbcdghlmnprstvxyź" else "other"
 
 
 # Nothing of it ends a run.

@@ -46,13 +46,20 @@ FONT = "DejaVu Sans"
 """Shipped with matplotlib, so figures look the same on every machine."""
 
 
+ALPHABETS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")
+"""The first words of the Unicode names of letters that are vowels or consonants."""
+
+VOWELS = "aeiouæœøı" + "αεηιουω" + "аеиоуыэюяєі" + "աեէըիոօ" + "აეიოუ"  # noqa: RUF001 (they look alike)
+"""In these alphabets, in lower case, without accents."""
+
+
 def kind(character: str) -> str:
-    """Classifies a character by its Latin base letter, without accents: `vowel` (a, e, i, o, u), `consonant` (the
-    other letters, including y), or `other`."""
-    base = unicodedata.normalize("NFD", character)[0].lower()
-    if not ("a" <= base <= "z"):
+    """Classifies a character as `vowel`, `consonant` (including y), or `other`: of another script, or no letter."""
+    lower = character.lower()
+    base = unicodedata.normalize("NFD", lower)[0]
+    if not base.isalpha() or not unicodedata.name(base, "").startswith(ALPHABETS) or lower in "ьъ":
         return "other"
-    return "vowel" if base in "aeiou" else "consonant"
+    return "vowel" if base in VOWELS and lower not in "йў" else "consonant"
 
 
 def kinds(vocabulary: Vocabulary) -> list[str]:
