@@ -15,7 +15,7 @@ import makemore_pl
 from makemore_pl.commands import cli
 from makemore_pl.commands.help import OPENINGS
 
-LETTERS = ["00004/C/metadata.tsv", "00004/C/tensors.tsv"]
+LETTERS = ["00004/C/metadata.tsv", "00004/C/sprite.png", "00004/C/tensors.tsv"]
 QUICK = ["--trainer.max_steps", 4, "--model.hidden_size", 8]
 
 
@@ -78,6 +78,7 @@ def test_fit_leaves_best_and_last_and_curves(default_fit):
     run = folder / "lightning_logs" / "version_0"
     assert [name for name in files(run) if "events" not in name] == [
         "00500/C/metadata.tsv",
+        "00500/C/sprite.png",
         "00500/C/tensors.tsv",
         "checkpoints/best.ckpt",
         "checkpoints/last.ckpt",

@@ -16,6 +16,7 @@ from conftest import ROOT
 
 from makemore_pl import MLP, Vocabulary
 from makemore_pl.commands.export import export
+from makemore_pl.pictures.figures import kind
 
 ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u200bz", "<!--", "Łódź\u0301"]
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
@@ -317,6 +318,50 @@ def test_the_keyboard_does_it_all(model, visit):
 
 
 @pytest.mark.browser
+def test_the_twenty_names_are_one_stop_of_the_tab_key(model, visit):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = visit(model)
+    names = find(browser, "#names button")
+    columns = sum(name.location["y"] == names[0].location["y"] for name in names)
+    assert columns > 1
+    focused = "return Array.from(document.querySelectorAll('#names button')).indexOf(document.activeElement)"
+    find(browser, "#go-on")[0].send_keys(Keys.TAB)
+    places = [browser.execute_script(focused)]
+    for key in ("RIGHT", "DOWN", "DOWN", "LEFT", "UP", "UP"):
+        browser.switch_to.active_element.send_keys(getattr(Keys, f"ARROW_{key}"))
+        places.append(browser.execute_script(focused))
+    assert places == [0, 1, 1 + columns, 1 + 2 * columns, 2 * columns, columns, 0]
+    for key, place in ((Keys.END, 19), (Keys.ARROW_DOWN, 19), (Keys.ARROW_RIGHT, 19), (Keys.HOME, 0)):
+        browser.switch_to.active_element.send_keys(key)
+        assert browser.execute_script(focused) == place
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT, Keys.TAB)
+    assert browser.execute_script(focused) == -1  # past all of them
+    browser.switch_to.active_element.send_keys(Keys.SHIFT, Keys.TAB)
+    assert browser.execute_script(focused) == 1
+    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    assert value(browser) == names[1].text
+
+
+@pytest.mark.browser
+def test_a_percentage_is_written_in_one_way(visit):
+    model = some_model("abcdef", noise=0)
+    shares = [0.0000999, 0.00994, 0.00996, 0.01, 0.0104, 0.5]
+    model.b2.data = torch.tensor([1 - sum(shares), *shares]).log()
+    browser = visit(model)
+    figures = dict(zip(texts(browser, "#bars .letter"), texts(browser, "#bars .percent"), strict=True))
+    assert [figures[letter] for letter in "abcdef"] == ["<0.01%", "0.99%", "1.0%", "1.0%", "1.0%", "50.0%"]
+
+
+@pytest.mark.browser
+def test_letters_have_the_kinds_of_the_other_pictures(visit):
+    characters = "".join(sorted("aeyäñłßæøAÉ1-'名καθέςάЯяйыёьўքաეკא한あ"))
+    browser = visit(some_model(characters, embedding_dim=2, hidden_size=4))
+    marks = {g.find_element("css selector", "text").text: g.get_dom_attribute("class") for g in find(browser, "#map g")}
+    assert {x: marks[x].split()[0] for x in characters} == {x: kind(x) for x in characters}
+
+
+@pytest.mark.browser
 def test_a_name_is_scored_letter_by_letter(model, visit):
     browser = visit(model)
     find(browser, "#name")[0].send_keys("emma")
@@ -394,6 +439,8 @@ def test_a_character_outside_the_alphabet_is_answered_politely(model, visit):
     assert value(browser) == "zoe"
     assert message.text == ""
     assert find(browser, "#bars")[0].is_displayed()
+    put(browser, "ñoë")
+    assert "Sorry: “ñ”, “ë” are not among the 26 characters" in message.text
     refused = "try { playground.probabilities('Ë') } catch (error) { return error.message }"
     assert "ë is not among the 26 characters" in browser.execute_script(refused)
 
@@ -480,9 +527,13 @@ def test_the_page_fits_the_dark_a_phone_and_who_wants_no_motion(model, visit):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", CALM)
     assert browser.execute_script(moves) == "none"
     find(browser, "#name")[0].send_keys("maximilianaalexandrina" * 3)
-    for width in (390, 1280):
+    for width, columns in ((390, 1), (905, 1), (925, 2), (1280, 2)):
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device(width))
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        places = [find(browser, selector)[0].location for selector in ("#names", "#bars", "#map")]
+        names, bars, chart = (place["y"] for place in places)
+        # On a phone the few names come before the many bars.
+        assert (names < bars < chart) if columns == 1 else (places[1]["x"] < places[0]["x"] == places[2]["x"])
 
 
 @pytest.mark.browser

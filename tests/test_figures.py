@@ -7,7 +7,18 @@ import torch
 
 from makemore_pl import Vocabulary
 from makemore_pl.pictures import figures
-from makemore_pl.pictures.figures import draw_letters, draw_next, flatten, kind, kinds, rasterise, tokens, visible
+from makemore_pl.pictures.figures import (
+    draw_letters,
+    draw_marks,
+    draw_next,
+    draw_saturated,
+    flatten,
+    kind,
+    kinds,
+    rasterise,
+    tokens,
+    visible,
+)
 
 ODD = Vocabulary("".join(sorted(" '-.$\\_^|<&\"aÄéłyZ1名🙂\u0301\u200d")))
 LARGE = Vocabulary("".join(chr(0x4E00 + i) for i in range(3000)))
@@ -30,7 +41,11 @@ def no_warnings():
 
 @pytest.mark.parametrize(
     ("characters", "expected"),
-    [("aeiouAÄéÅî", "vowel"), ("ybzQñçŻ", "consonant"), ("łß名🙂 '1.-я", "other")],
+    [
+        ("aeiouAÄéÅîæøıİ" + "αέΏ" + "яЁїы" + "աე", "vowel"),  # noqa: RUF001
+        ("ybzQñçŻłß" + "βς" + "йўЖ" + "քკ", "consonant"),
+        ("名🙂 '1.-" + "ьЪ" + "אあ한", "other"),
+    ],
 )
 def test_letters_are_vowels_or_consonants_by_their_base(characters, expected):
     assert {kind(character) for character in characters} == {expected}
@@ -109,7 +124,7 @@ def test_vowels_and_consonants_have_their_colours():
 
     assert [has("ae", name) for name in ("vowel", "consonant", "other")] == [True, False, False]
     assert [has("by", name) for name in ("vowel", "consonant", "other")] == [False, True, False]
-    assert [has("я", name) for name in ("vowel", "consonant", "other")] == [False, False, True]
+    assert [has("1", name) for name in ("vowel", "consonant", "other")] == [False, False, True]
 
 
 def test_odd_characters_are_drawn_without_a_warning(written):
@@ -141,3 +156,24 @@ def test_the_heat_map_shows_probabilities(written):
     dark, pale = ((image == colour).all(axis=2).sum() for colour in ([18, 44, 69], [246, 248, 250]))
     assert 25**2 * 0.6 < dark < 26**2
     assert 2 * 25**2 <= pale <= 2 * 26**2
+
+
+def test_saturated_units_are_dark_under_a_title_with_axes_and_a_scale(written):
+    h = torch.tensor([[0.995, 0.0], [-1.0, 0.989], [0.5, -0.991]])
+    image = rasterise(draw_saturated(h, "step 7"))
+    cells = image[78 + 15 : 78 + 90 : 30, 36 + 15 : 36 + 60 : 30]  # their middles: 30 pixels each
+    assert (cells == [47, 102, 144]).all(axis=2).tolist() == [[True, False], [True, False], [False, True]]
+    assert {"Saturated units", "step 7", "50% of the tanh layer; dark columns hardly learn"} < set(written)
+    assert {"hidden units, 1 to 2", "contexts, 1 to 3", "|h| up to 0.99", "above 0.99"} < set(written)
+    written.clear()
+    assert rasterise(draw_saturated(torch.ones(200, 1500))).shape == (78 + 400 + 34, 36 + 1000 + 14, 3)
+    assert "100% of the tanh layer; dark columns hardly learn, the first 1,000 of 1,500 units" in written
+
+
+def test_each_token_is_drawn_in_a_square_of_its_own(written):
+    marks = draw_marks(ODD)
+    assert marks.shape == (len(ODD), 32, 32, 3)
+    place = 1 + ODD.characters.index("a")
+    assert (marks[place] == [200, 67, 79]).all(axis=2).mean() > 0.3  # the red of vowels
+    assert not (marks[place - 1] == [200, 67, 79]).all(axis=2).any()
+    assert {"U+540D", "␣", "a", "Z"} < set(written)

@@ -1,6 +1,7 @@
 """docs/lecture.ipynb runs, prints the figures of the notebook's formulas, and keeps the outputs that it prints."""
 
 import copy
+import html
 import math
 import re
 import runpy
@@ -32,8 +33,13 @@ def printed(cell):
     return "\n".join(text for text in texts if not re.fullmatch(r"<(Figure|IPython).*>", text))
 
 
+def bundles(cell):
+    """What a cell displays: each output that is no stream, by type."""
+    return [output.data for output in cell.outputs if "data" in output]
+
+
 def kinds(cell):
-    """What a cell shows: streams, values, pictures."""
+    """The types of all outputs of a cell: streams, values, pictures."""
     return [(output.output_type, output.get("name"), sorted(output.get("data", []))) for output in cell.outputs]
 
 
@@ -144,6 +150,15 @@ def test_the_kept_outputs_are_not_stale(kept, run):
         assert old == pytest.approx(new, abs=0.05), before.source
 
 
+def test_the_kept_playground_is_the_page_of_today(kept):
+    (page,) = (data["text/html"] for cell in code(kept) for data in bundles(cell) if "text/html" in data)
+    (shown,) = re.findall(r'<iframe srcdoc="([^"]*)"', page)
+    template = (ROOT / "makemore_pl/pictures/playground.html").read_text(encoding="utf-8")
+    before, after = template.split("{{model}}")
+    assert html.unescape(shown).startswith(before)
+    assert html.unescape(shown).endswith(after), "run `make lecture`"
+
+
 def test_the_kept_outputs_are_clean_and_small(kept):
     path = ROOT / "docs/lecture.ipynb"
     assert path.stat().st_size < 700_000
@@ -157,9 +172,8 @@ def test_the_kept_outputs_are_clean_and_small(kept):
         for output in cell.outputs:
             assert output.output_type != "error"
             assert output.get("name") != "stderr"
-            pictures += "image/png" in output.get("data", {})
+        pictures += sum("image/png" in data for data in bundles(cell))
     assert pictures >= 6
-    assert "<iframe srcdoc=" in code(kept)[-4].outputs[0].data["text/html"]
 
 
 def test_colab_can_open_it(kept):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ class RunFolder(TensorBoardLogger):
                 except FileExistsError:
                     number += 1
         return super().version if self.taken is None else self.taken
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Omits the curve of epochs, which Lightning adds: an epoch is a number of updates here, a straight line."""
+        super().log_metrics({name: value for name, value in metrics.items() if name != "epoch"}, step)
 
 
 class CheckpointFolder(Callback):

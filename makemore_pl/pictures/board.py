@@ -33,9 +33,6 @@ LONGEST = 30
 ROWS = 200
 """Contexts in the picture of the hidden layer."""
 
-SATURATED = 0.99
-"""Absolute value above which a tanh unit passes on hardly any gradient (makemore part 3)."""
-
 WORDS_LOOKED_UP = 2**20
 """Longest list in which names are looked up: it takes a second copy of the list."""
 
@@ -66,6 +63,9 @@ class Board(Callback):
     CPU and on no global random generator, so the training is the same with and without it.
 
     A picture at step N shows the weights after N updates; Lightning logs the losses of that update at N - 1.
+
+    TensorBoard gives each run a colour, and none to the curves of one chart. So the curves that are to be compared,
+    `loss` and `update_to_data`, are each a run of their own beside this one: `loss_train`, `loss_val`, ...
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Board(Callback):
         if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
             raise TypeError(f"{type(strategy).__name__} may shard the weights")
         self.data, self.still = data, type(pl_module)(**pl_module.hparams)
-        self.drawn = self.measured = trainer.global_step
+        self.drawn = self.measured = self.compared = trainer.global_step
         self.best = math.inf
         self.points: Tensor | None = None
         self.contexts = frequent_contexts(data.tensors["val"][1])
@@ -99,7 +99,6 @@ class Board(Callback):
         self.looks_up = not data.in_pieces and len(data.words) <= WORDS_LOOKED_UP
 
         self.writer = logger.experiment
-        self.writer.add_custom_scalars(charts())
         self.counting: float | None = None
         if data.hparams["counted"] or self.looks_up:
             counts = data.count("train", "val", together=False)
@@ -119,24 +118,33 @@ class Board(Callback):
 
     @harmless
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes the update-to-data ratio of each tensor, and keeps the gradients."""
+        """Writes the training loss and the update-to-data ratio of each matrix, and keeps the gradients."""
         if self.writer is None:
             return
+        step = trainer.global_step - pl_module.automatic_optimization  # a block is logged at its end
+        if trainer.global_step >= 1.05 * self.compared and "train/loss" in trainer.callback_metrics:
+            self.writer.add_scalars("loss", {"train": float(trainer.callback_metrics["train/loss"])}, step)
+            self.compared = trainer.global_step
         self.gradients = {name: weight.grad for name, weight in pl_module.named_parameters()}  # validation clears them
         if self.before is None:
             return
-        for (name, weight), before in zip(pl_module.named_parameters(), self.before, strict=True):
-            ratio = update_to_data(before, weight.detach())
-            if math.isfinite(ratio):  # infinite if nothing moved, NaN for a single number
-                self.writer.add_scalar(f"update_to_data/{name}", ratio, trainer.global_step - 1)
+        pairs = zip(pl_module.named_parameters(), self.before, strict=True)
+        ratios = {name: update_to_data(before, weight.detach()) for (name, weight), before in pairs if weight.ndim == 2}
+        # Infinite if nothing moved, NaN for a single number.
+        finite = {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
+        self.writer.add_scalars("update_to_data", finite, step)
         self.before, self.measured = None, trainer.global_step
 
     @harmless
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws if the step has doubled since the last drawing."""
+        """Writes the validation loss, and draws if the step has doubled since the last drawing."""
         if self.writer is None:
             return
-        self.best = min(self.best, float(trainer.callback_metrics.get("val/loss", math.inf)))
+        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
+        if math.isfinite(loss):
+            step = trainer.global_step - pl_module.automatic_optimization  # as Lightning logs it
+            self.writer.add_scalars("loss", {"val": loss}, step)
+        self.best = min(self.best, loss)
         if trainer.global_step >= max(1, 2 * self.drawn):
             self.draw(trainer, pl_module)
 
@@ -189,12 +197,12 @@ class Board(Callback):
         writer.add_image("pictures/next_character", figures.rasterise(figure), step, dataformats="HWC")
 
     def draw_hidden(self, writer: SummaryWriter, step: int) -> None:
-        """Draws the saturation of the tanh layer: a row a context, a column a unit, white where saturated."""
+        """Draws the saturation of the tanh layer after some contexts of the training words."""
         h = self.still.hidden(self.rows)
-        saturated = (h.abs() > SATURATED).float()
-        writer.add_image("pictures/saturated", saturated, step, dataformats="HW")
-        writer.add_scalar("hidden/saturated", saturated.mean(), step)
-        writer.add_histogram("hidden/h", h, step)
+        figure = figures.draw_saturated(h, f"step {step:,}")
+        writer.add_image("pictures/saturated", figures.rasterise(figure), step, dataformats="HWC")
+        writer.add_scalar("tanh/saturated", (h.abs() > figures.SATURATED).float().mean(), step)
+        writer.add_histogram("tanh/h", h, step)
 
     def write_histograms(self, writer: SummaryWriter, step: int) -> None:
         """Writes histograms of the five tensors and of their last gradients."""
@@ -202,7 +210,7 @@ class Board(Callback):
             writer.add_histogram(f"weights/{name}", weight, step)
         for name, gradient in self.gradients.items():
             if gradient is not None and gradient.isfinite().all():
-                writer.add_histogram(f"gradients/{name}", gradient.float(), step)
+                writer.add_histogram(f"weights/{name}_gradient", gradient.float(), step)
 
     def write_names(self, writer: SummaryWriter, step: int) -> None:
         """Writes the first names that `predict` would print, and the split that each is in."""
@@ -216,18 +224,21 @@ class Board(Callback):
         writer.add_text("names", "\n".join(f"| {' | '.join(line)} |" for line in lines), step)
 
     def write_letters(self, writer: SummaryWriter, step: int) -> None:
-        """Writes the embeddings for the projector."""
-        vocabulary = self.still.vocabulary
+        """Writes the embeddings for the projector, which draws each as its letter, in the colour of its kind."""
+        C, vocabulary = self.still.C.detach().float(), self.still.vocabulary
+        C = torch.cat([C, C.new_zeros(len(C), max(0, 3 - C.shape[1]))], dim=1)  # it shows nothing of less than three
         labels = [".", *map(figures.visible, vocabulary.characters)]
         metadata = [list(row) for row in zip(labels, figures.kinds(vocabulary), strict=True)]
-        writer.add_embedding(
-            self.still.C.detach().float(), metadata, global_step=step, tag="C", metadata_header=["letter", "kind"]
-        )
+        marks = None
+        if len(vocabulary) <= figures.LETTERS:
+            marks = torch.from_numpy(figures.draw_marks(vocabulary)).permute(0, 3, 1, 2) / 255
+        header = ["letter", "kind"]
+        writer.add_embedding(C, metadata, marks, global_step=step, tag="C", metadata_header=header)
 
     def write_counting(self, writer: SummaryWriter, step: int) -> None:
         """Writes one end of the horizontal line of Kneser-Ney's validation loss."""
         if self.counting is not None:
-            writer.add_scalar("val/kneser_ney", self.counting, step)
+            writer.add_scalars("loss", {"Kneser-Ney": self.counting}, step)
 
     def write_recipe(self, writer: SummaryWriter, config: Path, model: LightningModule) -> None:
         """Writes the run's configuration, or its hyperparameters where there is no file."""
@@ -239,11 +250,10 @@ class Board(Callback):
 
     def write_hparams(self, writer: SummaryWriter, trainer: Trainer, model: LightningModule) -> None:
         """Writes a row of the table of runs: hyperparameters and results."""
-        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
-        results = {"end/val_loss": loss, "end/best_val_loss": self.best}
-        results = {name: value for name, value in results.items() if math.isfinite(value)}
-        for name, value in results.items():
-            writer.add_scalar(name, value, trainer.global_step)
+        results = {}
+        if math.isfinite(self.best):
+            writer.add_scalar("val/loss_best", self.best, trainer.global_step)
+            results = dict.fromkeys(["val/loss", "val/loss_best"], self.best)  # the table has each curve's last value
         chosen = self.hparams(model) | {"steps": trainer.global_step}
         # `add_hparams` would write them to a run of their own.
         for summary in hparams_summaries(chosen, results):  # type: ignore[no-untyped-call]
@@ -281,14 +291,3 @@ def frequent_contexts(counts: Counts) -> Tensor:
 def escape(text: str) -> str:
     """Escapes a text for Markdown and HTML: all but letters, digits and spaces as character references."""
     return "".join(x if x.isalnum() or x == " " else f"&#{ord(x)};" for x in text)
-
-
-def charts() -> dict[str, Any]:
-    """The layout of TensorBoard's tab Custom Scalars."""
-    return {
-        "makemore": {
-            "loss": ["Multiline", ["train/loss", "val/loss", "val/kneser_ney"]],
-            "update to data, log10": ["Multiline", ["update_to_data/.*"]],
-            "bits per character": ["Multiline", ["val/bits_per_character"]],
-        }
-    }

@@ -1,10 +1,12 @@
-"""Numbers -> figures: the map of letters, next-character probabilities, learning rates. Needs no Lightning.
+"""Numbers -> figures: the map of letters, next-character probabilities, saturation, learning rates.
 
-Shapes: V vocabulary size, E embedding dimension, T block size (context length), R contexts drawn.
+Needs no Lightning. Shapes: V vocabulary size, E embedding dimension, T block size (context length), H hidden units, R
+contexts drawn.
 
 Over 300 lines: texts are drawn as outlines, since matplotlib's own would be half of the cost of all pictures (LOG.md).
 """
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from functools import cache, lru_cache
@@ -27,6 +29,12 @@ LETTERS = 500
 COLUMNS = 40
 """Characters in the heat map, at most."""
 
+UNITS = 1000
+"""Hidden units in the picture of the tanh layer, at most."""
+
+SATURATED = 0.99
+"""Absolute value above which a tanh unit passes on hardly any gradient (makemore part 3)."""
+
 INK, PALE, PAPER, GROUND = "#22262b", "#767c84", "#ffffff", "#f3f5f7"
 COLOURS = {"vowel": "#c8434f", "consonant": "#2f6690", "other": "#7d8790", "boundary": INK}
 """For readers who cannot tell the colours apart, the kinds differ in lightness too, and the boundary in shape."""
@@ -38,13 +46,20 @@ FONT = "DejaVu Sans"
 """Shipped with matplotlib, so figures look the same on every machine."""
 
 
+ALPHABETS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")
+"""The first words of the Unicode names of letters that are vowels or consonants."""
+
+VOWELS = "aeiouæœøı" + "αεηιουω" + "аеиоуыэюяєі" + "աեէըիոօ" + "აეიოუ"  # noqa: RUF001 (they look alike)
+"""In these alphabets, in lower case, without accents."""
+
+
 def kind(character: str) -> str:
-    """Classifies a character by its Latin base letter, without accents: `vowel` (a, e, i, o, u), `consonant` (the
-    other letters, including y), or `other`."""
-    base = unicodedata.normalize("NFD", character)[0].lower()
-    if not ("a" <= base <= "z"):
+    """Classifies a character as `vowel`, `consonant` (including y), or `other`: of another script, or no letter."""
+    lower = character.lower()
+    base = unicodedata.normalize("NFD", lower)[0]
+    if not base.isalpha() or not unicodedata.name(base, "").startswith(ALPHABETS) or lower in "ьъ":
         return "other"
-    return "vowel" if base in "aeiou" else "consonant"
+    return "vowel" if base in VOWELS and lower not in "йў" else "consonant"
 
 
 def kinds(vocabulary: Vocabulary) -> list[str]:
@@ -205,6 +220,57 @@ def draw_next(
     inks = [PAPER if share > 0.25 else INK for share in said]
     _write(axes, [f"{100 * share:.0f}" for share in said], np.stack([x[column], y[row]], axis=1), 7.0, inks)
     return figure
+
+
+def draw_saturated(h: Tensor, when: str = "") -> "Figure":
+    """Draws which tanh units are saturated after which contexts (makemore part 3): a dark column is a dead unit.
+
+    Args:
+        h: (R, H) activations; of large layers the first `UNITS` are drawn.
+        when: text at the right of the title, such as the step.
+    """
+    from matplotlib.colors import ListedColormap
+
+    R, H = len(h), min(h.shape[1], UNITS)
+    saturated = (h.detach().cpu()[:, :H].abs() > SATURATED).numpy()
+    wide, high = (min(max(room // number, 1), 30) for room, number in ((560, H), (400, R)))  # of a cell, in pixels
+    left, top = 36, 78
+    width, height = max(left + wide * H + 14, 420), top + high * R + 34
+    few = f", the first {H:,} of {h.shape[1]:,} units" if h.shape[1] > H else ""
+    subtitle = f"{saturated.mean():.0%} of the tanh layer; dark columns hardly learn{few}"
+    figure, axes = _page(width, height, "Saturated units", subtitle, when)
+    colours, place = [HEAT[0], HEAT[2]], (left, left + wide * H, top + high * R, top)
+    two = ListedColormap(colours)
+    axes.imshow(saturated, two, aspect="auto", vmin=0, vmax=1, extent=place, interpolation="nearest")
+    legend = np.array([[width - 190.0, 61], [width - 88.0, 61]])
+    axes.scatter(legend[:, 0], legend[:, 1], s=50, marker="s", c=colours, edgecolors=HEAT[2], linewidths=0.8)
+    labels = [f"|h| up to {SATURATED}", f"above {SATURATED}"]
+    _write(axes, labels, legend + [10, 0], 8.5, [PALE] * 2, anchor="left")
+    below, beside = [left, top + high * R + 14.0], [22.0, top + high * R / 2]
+    _write(axes, [f"hidden units, 1 to {H:,}"], np.array([below]), 8.5, [PALE], anchor="left")
+    _write(axes, [f"contexts, 1 to {R:,}"], np.array([beside]), 8.5, [PALE], anchor="upright")
+    return figure
+
+
+def draw_marks(vocabulary: Vocabulary, size: int = 32) -> np.ndarray:
+    """Draws each token as on the map of letters, for TensorBoard's projector.
+
+    Returns:
+        (V, size, size, 3) uint8.
+    """
+    V, side = len(vocabulary), math.ceil(len(vocabulary) ** 0.5)
+    figure, axes = _page(size * side, size * side, "", "", "")
+    place = np.arange(V)
+    xy = size * (np.stack([place % side, place // side], axis=1) + 0.5)
+    of_kind, names = kinds(vocabulary), tokens(vocabulary)
+    _discs(axes, xy, 0.9 * size, of_kind)
+    inks = [INK if kind == "boundary" else PAPER for kind in of_kind]
+    for some in ({1}, {4, 5, 6, 7, 8}):  # a letter, or a code point such as U+540D
+        own = [i for i in range(V) if len(names[i]) in some]
+        scale = 0.5 if some == {1} else 0.14
+        _write(axes, [names[i] for i in own], xy[own], scale * size, [inks[i] for i in own], anchor="middle")
+    cells = rasterise(figure).reshape(side, size, side, size, 3)
+    return cells.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)[:V]
 
 
 def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float) -> "Figure":
