@@ -28,7 +28,7 @@ from makemore_pl.optimization import (
     takes_blocks,
 )
 from makemore_pl.options import require_choice, require_fit, require_same_run, require_sizes
-from makemore_pl.sampling import Draw, Sampler, score_words
+from makemore_pl.sampling import Draw, NextLogits, Sampler, score_words
 from makemore_pl.vocabulary import Vocabulary
 
 Init = Literal["lecture", "scaled"]
@@ -100,6 +100,7 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         self.C, self.W1, self.b1, self.W2, self.b2 = map(nn.Parameter, (C, W1, b1, W2, b2))
 
         self.evaluation = Evaluation()
+        self.mixture: NextLogits | None = None  # names are drawn and scored from it if there is one
 
     def __repr__(self) -> str:
         shapes = (f"{name} {tuple(parameter.shape)}" for name, parameter in self.named_parameters())
@@ -206,14 +207,14 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
 
     def score(self, words: Sequence[str]) -> list[float]:
         """Computes the natural logarithm of the probability of each word and its end."""
-        return score_words(words, self, self.vocabulary, self.block_size, self.device).tolist()
+        return score_words(words, self.mixture or self, self.vocabulary, self.block_size, self.device).tolist()
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
         """Draws new words; the options are those of `Sampler`: prompt, temperature, unique, ..., seed."""
         return list(self._draw(Sampler(num_names, **options)).names())
 
     def _draw(self, sampler: Sampler) -> Draw:
-        return Draw(sampler, self, self.vocabulary, self.block_size, self.device)
+        return Draw(sampler, self.mixture or self, self.vocabulary, self.block_size, self.device)
 
     def configure_optimizers(self) -> Any:
         optimizer = make_optimizer(self)

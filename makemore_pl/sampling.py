@@ -179,7 +179,7 @@ class Draw:
     @torch.no_grad()
     def cdf(self, context: Tensor, may_end: bool) -> Tensor:
         """Computes the cumulative distributions (B, V) of the next character after contexts (B, T), up to rounding."""
-        logits = self.next_logits(context).float()
+        logits = self.next_logits(context).to(self.device).float()
         if not may_end:
             logits[:, BOUNDARY].fill_(-torch.inf)
         temperature = min(max(self.sampler.temperature, 1e-30), 1e30)  # beyond, it is 0 or infinite in float32

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from makemore_pl import MLP
+from makemore_pl import MLP, NGram
 from makemore_pl.commands import predict as predictions
 from makemore_pl.commands.predict import NamesWriter, Request, as_cell
 
@@ -96,6 +96,35 @@ def test_a_line_says_how_to_repeat_the_names(default_fit, call, monkeypatch):
     _, repeated, err = call("predict", "--sample.seed", seed)
     assert repeated == other
     assert "seed" not in err
+
+
+def test_names_may_come_from_the_mixture_with_counting(default_fit, call, monkeypatch, names):
+    """Against the notebook's formulas: probabilities of the network and of counting, mixed as the line says."""
+    folder = default_fit[0]
+    monkeypatch.chdir(folder)
+    status, out, err = call("predict", "--sample.counting", "--sample.format", "jsonl", "--sample.num_names", 200)
+    assert status == 0, err
+    weight = float(re.search(r"mixed: (0\.\d\d) of the network, (0\.\d\d) of Kneser-Ney", err)[1])
+    parameters = torch.load(folder / "lightning_logs/version_0/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    counting = NGram.from_words(notebook.split(names)[0], MLP().vocabulary, 3)
+    lines = rows(out)
+    for line in lines[:50]:
+        X, Y = notebook.build_dataset([line["name"]], notebook.stoi(names))
+        p = weight * notebook.probabilities(parameters, X) + (1 - weight) * counting(X).exp()
+        expected = p[torch.arange(len(Y)), Y].log().sum().item()
+        assert line["log_probability"] == pytest.approx(expected, abs=0.02)  # the weight has two digits
+    drawn = [line["name"] for line in lines]
+    assert drawn != call("predict", "--sample.num_names", 200)[1].split()
+    assert call("predict", "--sample.counting", "--sample.num_names", 200)[1].split() == drawn
+
+
+def test_the_mixture_needs_the_words_of_the_run(default_fit, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(default_fit[0])
+    (tmp_path / "other.txt").write_text("emma\nolivia\n" * 20)
+    for path, why in [("gone.txt", "gone.txt: cannot read"), (tmp_path / "other.txt", "trained on another list than")]:
+        status, out, err = call("predict", "--sample.counting", "--data.path", path)
+        assert (status, out) == (2, "")
+        assert why in err
 
 
 def test_given_words_are_scored(predict, default_fit, names, tmp_path):

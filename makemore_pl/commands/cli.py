@@ -28,7 +28,7 @@ from makemore_pl.commands.messages import open_streams, say
 from makemore_pl.commands.mistakes import in_one_line
 from makemore_pl.commands.outputs import refuse_overwriting, refuse_urls
 from makemore_pl.commands.parser import Parser, model_class, trust
-from makemore_pl.commands.predict import NamesWriter, Request
+from makemore_pl.commands.predict import NamesWriter, Request, mix_with_counting
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.recipe import LINKED, Recipe, SaveConfig, recipe
 from makemore_pl.commands.resume import RequestedCheckpoints, avoid_requeued, find_checkpoint, require_resumable
@@ -266,6 +266,8 @@ class CLI(LightningCLI):
             # Before anything is printed or written.
             options.sample.prepare(self.model.vocabulary, data.hparams["normalization"], data.source)
         say(f"checkpoint: {self.ckpt_path}")
+        if self.subcommand == "predict" and options.sample.counting:
+            mix_with_counting(self.model, data)
 
     def fit(self, **options: Any) -> None:
         """Trains, then says how well and prints names."""
@@ -289,7 +291,7 @@ class CLI(LightningCLI):
         print_comparison(self.trainer, type(self.model), self.ckpt_path, self.datamodule, "test")
 
     def predict(self, **_: Any) -> None:
-        """Samples or scores; the word list takes no part in it."""
+        """Samples or scores."""
         self.trainer.predict(self.model, dataloaders=self.config_init.predict.sample, return_predictions=False)
 
 

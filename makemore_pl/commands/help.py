@@ -47,6 +47,7 @@ OPENINGS = {
   --sample.novel                only names that are not in the list
   --sample.pattern REGEX        only names that match it: .*ette, [aeiou].{4}
   --sample.seed random          others each time
+  --sample.counting             mixed with counting the list: the lower loss
   --sample.format jsonl         or csv: log-probability, and the split it is in
   --sample.output FILE          a file instead of stdout
   --sample.score FILE           how likely are these words? `-` for stdin
