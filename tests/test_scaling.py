@@ -131,4 +131,4 @@ def test_sweeps(shell, tmp_path, names):
 def test_lists_larger_than_memory(shell):
     ((out, err),) = finished(shell(block("Lists larger than memory", "sh")))
     assert out.count("\n") == 20
-    assert "words in pieces, 26 characters" in err
+    assert "words in pieces\n26 characters, " in err
