@@ -21,11 +21,12 @@ from optuna_integration import PyTorchLightningPruningCallback
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.commands.cli import TRAINER_DEFAULTS
-from makemore_pl.commands.messages import command_line, fail
+from makemore_pl.commands.messages import fail
 from makemore_pl.commands.parser import Parser
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.threads import Threads, choose_threads
 from makemore_pl.datamodule import FULL_STEPS
+from makemore_pl.terminal import command_line
 
 
 def suggest(trial: optuna.Trial) -> dict[str, int | float]:
