@@ -92,7 +92,7 @@ def measured(work, peer, ours, at_least, aim, rounds=5):
 def table_line(row):
     return (
         f"| {row['work']} | {row['peer_s']:.3g} s | {row['ours_s']:.3g} s | **{row['ratio']:.3g}** "
-        f"| {row['lowest']:.3g} to {row['highest']:.3g} | {row['at_least']} | {row['aim']} |"
+        f"| {row['lowest']:.3g} to {row['highest']:.3g} |"
     )
 
 
@@ -310,7 +310,7 @@ def main():
     keep_freed_memory()  # as the command line does
 
     rows, found, peer = [], {"machine": machine()}, Peer()
-    print("| work | peer | ours | ratio | spread | at least | aim |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| work | peer | ours | ratio | spread |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if "training" in parts:

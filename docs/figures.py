@@ -1,4 +1,4 @@
-"""Draws the figures of the README from two checkpoints: python docs/figures.py [CHECKPOINT [MAP]].
+"""Draws the figures of README.md and docs/pictures.md from two checkpoints: python docs/figures.py [CHECKPOINT [MAP]].
 
 The map of letters is that of a network with embeddings of two numbers, which need no projection: by default the best of
 lightning_logs/version_1, a run of `fit --config hidden`. The other is by default the best of lightning_logs/version_0.

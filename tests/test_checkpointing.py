@@ -20,6 +20,7 @@ from makemore_pl import MLP
 from makemore_pl.checkpoint import BrokenCheckpointError, load
 from makemore_pl.durable import files
 from makemore_pl.durable.checkpoints import RunFolder, WholeCheckpoints, lock
+from makemore_pl.durable.runs import newest
 
 # Files.
 
@@ -362,6 +363,20 @@ def test_a_link_that_leads_nowhere_is_passed_over(runs, call):
     dangling.parent.mkdir(parents=True)
     dangling.symlink_to("/nowhere")
     assert used(call("predict")) == runs[1] / "best.ckpt"
+
+
+def test_python_finds_the_newest_run(runs, tmp_path, monkeypatch):
+    assert newest() == runs[1] / "best.ckpt"
+    assert newest("last") == runs[1] / "last.ckpt"
+    os.utime(runs[0] / "best.ckpt")  # resumed, for example: the number of a run does not tell its age
+    assert newest() == runs[0] / "best.ckpt"
+    (runs[0] / "best.ckpt").unlink()
+    os.utime(runs[0] / "last.ckpt")
+    assert newest() == runs[0] / "last.ckpt"
+    monkeypatch.chdir("/")
+    assert newest(root=tmp_path) == tmp_path / runs[0] / "last.ckpt"
+    with pytest.raises(FileNotFoundError, match=r"no run found in .*/lightning_logs; train first"):
+        newest(root=tmp_path / "lightning_logs")
 
 
 @pytest.fixture

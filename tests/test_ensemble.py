@@ -61,6 +61,40 @@ def test_a_network_is_not_averaged_with_itself(twin, tmp_path, call, monkeypatch
     assert not (tmp_path / "both.ckpt").exists()
 
 
+def test_the_average_takes_the_runs_before_by_name(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = ["--data.num_words", 50, "--trainer.max_steps", 2, "--pictures", "false", "--model.hidden_size", 8]
+    for seed in (1, 2, 3):
+        assert call("fit", *quick, "--model.seed", seed)[0] == 0
+    paths = [f"lightning_logs/version_{run}/checkpoints/{name}.ckpt" for run in range(3) for name in ("best", "last")]
+    networks = {path: MLP.load_from_checkpoint(path) for path in paths}
+
+    def averaged(*flags):
+        status, _, err = call("export", "--output", "some.ckpt", *flags)
+        assert status == 0, err
+        return MLP.load_from_checkpoint("some.ckpt").state_dict()
+
+    def assert_average(found, *expected):
+        expected = average([networks[f"lightning_logs/{path}.ckpt"] for path in expected]).state_dict()
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+    run = "version_{}/checkpoints/{}".format
+    assert_average(averaged("--average", "[best]"), run(2, "best"), run(1, "best"))
+    three = averaged("--ckpt_path", "last", "--average", "[last, best]")
+    assert_average(three, run(2, "last"), run(1, "last"), run(0, "best"))
+    # Runs that are named by their path are not taken again.
+    first, second = (f"lightning_logs/{run(number, 'best')}.ckpt" for number in (0, 1))
+    assert_average(averaged("--ckpt_path", first, "--average", "[best]"), run(0, "best"), run(2, "best"))
+    three = averaged("--average", f"[{second}, best]")
+    assert_average(three, run(2, "best"), run(1, "best"), run(0, "best"))
+
+    status, _, err = call("export", "--average", "[best, best, best]", "--output", "none.ckpt")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: best: found no other run than that of ")
+    assert err.endswith("; train another (python -m makemore_pl fit --model.seed 1), or name a file\n")
+    assert not (tmp_path / "none.ckpt").exists()
+
+
 def test_a_checkpoint_of_the_average_is_tested_like_any(tmp_path, call, monkeypatch, names):
     monkeypatch.chdir(tmp_path)
     quick = ["--data.num_words", 300, "--trainer.max_steps", 30, "--pictures", "false", "--model.hidden_size", 20]

@@ -1,4 +1,4 @@
-"""What the two commands and the README's lines install, and what they leave alone."""
+"""What the two commands and the lines of docs/install.md install, and what they leave alone."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+INSTALL = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 
@@ -80,8 +80,8 @@ def test_fit_installs_the_runtime_alone_and_test_the_rest(checkout):
 
 
 def lines_of_pip():
-    """The pip lines that install the project, of the README and of the Makefile."""
-    block = re.findall(r"^(?:!|\S*/)?pip install (.*?)(?: +#.*| &&.*)?$", README, re.MULTILINE)
+    """The pip lines that install the project, of docs/install.md and of the Makefile."""
+    block = re.findall(r"^(?:!|\S*/)?pip install (.*?)(?: +#.*| &&.*)?$", INSTALL, re.MULTILINE)
     lines = [line for line in block if re.search(r"(^| )(-e )?'?\.", line)]
     assert len(lines) >= 2
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -56,7 +56,7 @@ def test_the_page_of_a_package_index_has_no_link_to_a_file(site):
     assert "# makemore_pl" in page
     assert re.findall(r"\]\((?!https?://)[^)]*\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert re.findall(r"\]\((?!https?://)[^)]*\)", page) == []
-    assert "The map of letters: vowels" in page
+    assert "\nThe map of letters: a, o, e and i in one place" in page
 
 
 def test_the_wheel_trains_and_samples_in_an_empty_folder(site, tmp_path):

@@ -31,7 +31,13 @@ from makemore_pl.commands.parser import Parser, model_class, trust
 from makemore_pl.commands.predict import NamesWriter, Request, mix_with_counting
 from makemore_pl.commands.process import keep_freed_memory, silence_stock_noise
 from makemore_pl.commands.recipe import LINKED, Recipe, SaveConfig, recipe
-from makemore_pl.commands.resume import RequestedCheckpoints, avoid_requeued, find_checkpoint, require_resumable
+from makemore_pl.commands.resume import (
+    RequestedCheckpoints,
+    avoid_requeued,
+    find_checkpoint,
+    find_others,
+    require_resumable,
+)
 from makemore_pl.commands.threads import MOST, Threads, choose_threads
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import CheckpointFolder, RunCheckpoint, RunFolder
@@ -188,6 +194,8 @@ class CLI(LightningCLI):
         self.same_run = command == "fit" and options.ckpt_path == "last"
         if command not in TRAINING or options.get("ckpt_path") is not None:
             options.ckpt_path, self.checkpoint = find_checkpoint(options.ckpt_path, options.trainer.default_root_dir)
+        if options.get("average"):
+            options.average = find_others(options.average, options.ckpt_path, options.trainer.default_root_dir)
 
         # What the user asked for, without the defaults; the links need the values of their sources all the same.
         sources = self.checkpoint["hyper_parameters"] if self.checkpoint else options.model

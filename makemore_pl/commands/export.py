@@ -36,7 +36,8 @@ def export_average(
         model: with its weights.
         datamodule: its data.
         output: a file whose ending names the format: .html, an interactive page; .onnx; .safetensors; .ckpt.
-        average: further checkpoints, of networks trained on the same words; the average of all is written.
+        average: further checkpoints, of networks trained on the same words; the average of all is written. `best` or
+            `last` is that of the newest run that is not among them yet.
 
     Raises:
         ValueError: if a network does not fit the others, or the file cannot be written.

@@ -70,5 +70,6 @@ All flags of fit's model and data apply:
   --output model.safetensors    the five tensors
   --output mean.ckpt            a checkpoint to sample from and to test
   --average [FILE, ...]         further checkpoints: the average of all
+  --average [best]              the best one of the run before
 """,
 }

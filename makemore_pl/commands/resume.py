@@ -1,7 +1,7 @@
 """Which checkpoint is used, and whether a run can resume from it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from makemore_pl.model import MLP
 from makemore_pl.optimization import Schedule, make_optimizer
 
 
-def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[str, Any]]:
+def find_checkpoint(ckpt_path: str | None, root: str | None, besides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """Finds and reads a checkpoint. If `best` or `last` is broken, the one before it is used, with a warning.
 
     Args:
         ckpt_path: a file; or `best` (as None) or `last`, of the newest run.
         root: the folder that holds the runs; None for the current one.
+        besides: checkpoints whose runs are skipped.
 
     Returns:
         Its path and its content.
@@ -41,7 +42,7 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
             raise ValueError(f"--ckpt_path {name}: {what}")
         return name, read(name)
     problem: ValueError | None = None
-    for path in find(name, root or "."):
+    for path in find(name, root or ".", besides):
         try:
             checkpoint = read(path)
         except (BrokenCheckpointError, FileNotFoundError) as error:
@@ -51,10 +52,32 @@ def find_checkpoint(ckpt_path: str | None, root: str | None) -> tuple[str, dict[
         if problem is not None:
             say(f"warning: {problem}; taking {path}, step {checkpoint.get('global_step', 0):,}, instead")
         return str(path), checkpoint
+    if besides and problem is None:
+        raise ValueError(
+            f"{name}: found no other run than that of {', '.join(besides)}; "
+            "train another (python -m makemore_pl fit --model.seed 1), or name a file"
+        )
     raise problem or ValueError(
         f"no checkpoint found: looked in {', '.join(str(Path(root or '', place)) for place in PLACES)}; "
         "train first (python -m makemore_pl fit), or name a file with --ckpt_path"
     )
+
+
+def find_others(names: Iterable[str], path: str, root: str | None) -> list[str]:
+    """Finds the checkpoints that a checkpoint is averaged with.
+
+    Args:
+        names: of files; or `best` or `last`, each of the newest run that is not among the checkpoints yet.
+        path: the first checkpoint.
+        root: the folder that holds the runs; None for the current one.
+
+    Raises:
+        ValueError: if there are not enough runs.
+    """
+    found = [path]
+    for name in names:
+        found.append(find_checkpoint(name, root, found)[0] if name in ("best", "last") else name)
+    return found[1:]
 
 
 NOT_REQUESTED = (

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from makemore_pl.checkpoint import DIGEST, SEAL
@@ -39,22 +39,40 @@ def saved_in(folder: Path) -> list[Path]:
     return [path for name in ("best", "last") if os.path.lexists(path := folder / f"{name}.ckpt")]
 
 
-def find(name: str, root: str | Path) -> Iterator[Path]:
+def newest(name: str = "best", root: str | Path = ".") -> Path:
+    """Returns a checkpoint of the newest run, to load: `MLP.load_from_checkpoint(newest())`.
+
+    Args:
+        name: `best`, of the lowest validation loss, or `last`; the other one if that is missing.
+        root: the folder that holds the runs, as in `--trainer.default_root_dir`.
+
+    Raises:
+        FileNotFoundError: if there is no run.
+    """
+    for path in find(name, root):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(f"no run found in {Path(root).absolute()}; train first (python -m makemore_pl fit)")
+
+
+def find(name: str, root: str | Path, besides: Iterable[str | Path] = ()) -> Iterator[Path]:
     """Finds `best` or `last` of the newest run, then those that can replace it, the nearest first.
 
     Args:
         name: `best` or `last`; `last` may also be a checkpoint that Lightning saved when SLURM requeued the job.
         root: the folder that holds the runs.
+        besides: checkpoints whose runs are skipped.
 
     Yields:
         The file itself, the other one of its run, then those of the run before, and so on. The first may not exist.
     """
-    newest: dict[Path, float] = {}
+    skipped = {Path(path).resolve().parent for path in besides}
+    saved: dict[Path, float] = {}
     for path in itertools.chain.from_iterable(Path(root).glob(f"{place}/*.ckpt") for place in PLACES):
         with contextlib.suppress(OSError):  # a link that leads nowhere, or a run that is being removed
-            if is_of_run(path, Path(root)):
-                newest[path.parent] = max(newest.get(path.parent, 0), path.stat().st_mtime)
-    for number, folder in enumerate(sorted(newest, key=newest.__getitem__, reverse=True)):
+            if is_of_run(path, Path(root)) and path.resolve().parent not in skipped:
+                saved[path.parent] = max(saved.get(path.parent, 0), path.stat().st_mtime)
+    for number, folder in enumerate(sorted(saved, key=saved.__getitem__, reverse=True)):
         other = folder / ("last.ckpt" if name == "best" else "best.ckpt")
         named = folder / f"{name}.ckpt"
         requeued = [path for path in folder.glob("hpc_ckpt_*.ckpt") if name == "last" and is_newer(path, named)]
