@@ -11,18 +11,15 @@ contexts, V characters.
 | M V more than 2^20, N below 20 V (few words, many characters) | 256 | 0.8 | 2 | 0.02 | 400 | 400 |
 | ..., N below 200 V (Chinese names) | 512 | 0 | 0.3 | 0.02 | 800 | 400 |
 | ..., more, N below 20 M (long contexts) | 1,024 | 0.5 | 0.3 | 0.01 | 1,500 | 400 |
-| ..., more (cities of the world) | 2,048 | 0.8 | 0.01 | 0.006 | 1,500 | 800 |
+| ..., more (cities of the world) | 2,048 | 0.8 | 0.01 | 0.006 | 1,800 | 800 |
 
-Embeddings have 24 dimensions. An alphabet of thousands has fewer hidden units: at most 2^20 / V.
+Embeddings have 24 dimensions, 32 in the last row. An alphabet of thousands has fewer hidden units: at most 2^20 / V.
 """
 
 from typing import Any, NamedTuple
 
 CELLS = 2**20
 """Up to this number, distinct contexts x characters, an update takes all windows."""
-
-EMBEDDING_DIM = 24
-"""Dimensions of the embeddings."""
 
 WEIGHTS = 2**20
 """The most weights of the output layer, hidden units x characters: a larger alphabet has fewer hidden units."""
@@ -54,6 +51,7 @@ class Training(NamedTuple):
     lr: float
     max_steps: int
     hidden_size: int = 400
+    embedding_dim: int = 24
 
 
 def choose(figures: Figures) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def choose(figures: Figures) -> dict[str, Any]:
     return {
         "data.batch_size": chosen.batch_size,
         "data.smoothing": chosen.smoothing,
-        "model.embedding_dim": EMBEDDING_DIM,
+        "model.embedding_dim": chosen.embedding_dim,
         "model.hidden_size": max(1, min(chosen.hidden_size, WEIGHTS // figures.vocab_size)),
         "model.lr": chosen.lr,
         "model.weight_decay": chosen.weight_decay,
@@ -85,4 +83,4 @@ def training(figures: Figures) -> Training:
         return Training(512, 0.0, 0.3, 0.02, 800)
     if N < 20 * M:
         return Training(1024, 0.5, 0.3, 0.01, 1500)
-    return Training(2048, 0.8, 0.01, 0.006, 1500, 800)
+    return Training(2048, 0.8, 0.01, 0.006, 1800, 800, 32)

@@ -43,7 +43,7 @@ def test_names_txt_keeps_the_network_of_the_lecture(call, tmp_path, monkeypatch)
         ((198354, 4781, 32), Training(None, 0.3, 0.05, 0.02, 500)),  # English words
         ((3507, 2193, 960), Training(256, 0.8, 2.0, 0.02, 400)),  # Chinese Pokemon
         ((234756, 97570, 3916), Training(512, 0.0, 0.3, 0.02, 800)),  # Chinese names
-        ((1176269, 35030, 334), Training(2048, 0.8, 0.01, 0.006, 1500, 800)),  # cities of the world
+        ((1176269, 35030, 334), Training(2048, 0.8, 0.01, 0.006, 1800, 800, 32)),  # cities of the world
         ((35036, 20000, 59), Training(1024, 0.5, 0.3, 0.01, 1500)),  # longer contexts
     ],
 )
