@@ -167,17 +167,19 @@ def entropy(counts: Counts) -> float:
 
 @torch.no_grad()
 def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:
-    """Finds the share of the first predictor in the mixture with the smallest loss, by expectation maximisation.
+    """Finds the share of the first predictor in the mixture with the smallest loss.
 
-    No step increases the loss, which is convex in the share and so has one minimum.
+    The loss is convex in the share, so its slope rises, and is zero at one place: halved down to it.
     """
-    n = counts.n.double()
-    ratio, weight = (log_likelihoods(second, counts) - log_likelihoods(first, counts)).exp(), 0.5
-    for _ in range(200):
-        before, weight = weight, float((n / (1 + (1 / weight - 1) * ratio)).sum() / n.sum())
-        if abs(weight - before) < 1e-6 or weight < 1e-6:
-            break
-    return weight
+    log_p, log_q = (log_likelihoods(predictor, counts) for predictor in (first, second))
+    highest = torch.maximum(log_p, log_q)
+    p, q = (log_p - highest).exp(), (log_q - highest).exp()
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        weight = (low + high) / 2
+        falls = (counts.n * (p - q) / (weight * p + (1 - weight) * q)).sum() > 0
+        low, high = (weight, high) if falls else (low, weight)
+    return (low + high) / 2
 
 
 def show(scores: dict[str, list[Score]], sets: Sequence[str]) -> str:

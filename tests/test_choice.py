@@ -1,5 +1,6 @@
 """What `fit` takes where a flag is omitted."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 import yaml
 
 from makemore_pl import MLP, defaults
-from makemore_pl.defaults import Figures, choose
+from makemore_pl.defaults import Figures, Training, choose, training
 
 RUN = "lightning_logs/version_0"
 FEW = ["--trainer.max_steps", 6, "--model.hidden_size", 8, "--pictures", "false"]
@@ -15,69 +16,103 @@ FEW = ["--trainer.max_steps", 6, "--model.hidden_size", 8, "--pictures", "false"
 
 @pytest.fixture
 def syllables(tmp_path, monkeypatch):
-    """A list of 400 words of 300 characters."""
+    """A list of 1,000 words of 1,500 characters."""
     monkeypatch.chdir(tmp_path)
-    words = [chr(0xAC00 + 7 * i % 300) + chr(0xAC00 + 11 * i % 299) for i in range(400)]
+    words = [chr(0xAC00 + 7 * i % 1500) + chr(0xAC00 + 11 * i % 1499) for i in range(1000)]
     (tmp_path / "words.txt").write_text("\n".join(words), encoding="utf-8")
     return ["fit", "--data.path", "words.txt", *FEW]
 
 
-def test_names_are_trained_on_as_the_signatures_say(call, tmp_path, monkeypatch):
-    assert choose(Figures(182518, 4854, 27)) == {}
+def weights(version):
+    return list(MLP.load_from_checkpoint(f"lightning_logs/version_{version}/checkpoints/last.ckpt").parameters())
+
+
+def test_names_txt_keeps_the_network_of_the_lecture(call, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, _, err = call("fit", *FEW)
+    status, _, err = call("fit", "--trainer.max_steps", 6, "--pictures", "false")
     assert status == 0, err
     assert "chosen for" not in err
-
-
-def test_contexts_by_characters_decide_whether_a_step_takes_all_windows():
-    assert choose(Figures(10**6, 2**13, 2**10)) == {}
-    assert choose(Figures(10**6, 2**13 + 1, 2**10)) == {"data.batch_size": 1024}
-
-
-def test_minibatches_are_chosen_printed_and_kept(syllables, call, monkeypatch):
-    monkeypatch.setattr(defaults, "CELLS", 1000)
-    monkeypatch.setattr(defaults, "BATCH_SIZE", 128)
-    status, out, err = call(*syllables)
-    assert status == 0, err
-    assert err.splitlines()[0] == "chosen for this list: --data.batch_size 128"
-    assert out.count("\n") == 20
-    assert yaml.safe_load(Path(RUN, "config.yaml").read_text(encoding="utf-8"))["data"]["batch_size"] == 128
-    saved = torch.load(f"{RUN}/checkpoints/last.ckpt", weights_only=True)["datamodule_hyper_parameters"]
-    assert (saved["batch_size"], saved["counted"]) == (128, False)
-
-    given, _, _ = call(*syllables, "--data.batch_size", 128)
-    assert given == 0
-    first, second = (MLP.load_from_checkpoint(f"lightning_logs/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
-    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert "11,897 parameters" in err
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("figures", "expected"),
     [
-        ["--data.batch_size", 64],
-        ["--data.counted", "true"],
-        ["--data.counted", "false"],
-        ["--data.replacement", "true"],
-        ["--config", "quick"],
+        ((7087, 2644, 62), Training(None, 0.8, 1.0, 0.02, 500)),  # English Pokemon
+        ((35036, 4672, 59), Training(None, 0.8, 0.5, 0.02, 500)),  # British places
+        ((198354, 4781, 32), Training(None, 0.3, 0.05, 0.02, 500)),  # English words
+        ((3507, 2193, 960), Training(256, 0.8, 2.0, 0.02, 400)),  # Chinese Pokemon
+        ((234756, 97570, 3916), Training(512, 0.0, 0.3, 0.02, 800)),  # Chinese names
+        ((1176269, 35030, 334), Training(2048, 0.8, 0.01, 0.006, 1800, 800, 32)),  # cities of the world
+        ((35036, 20000, 59), Training(1024, 0.5, 0.3, 0.01, 1500)),  # longer contexts
     ],
 )
-def test_what_is_given_is_taken(flags, syllables, call, monkeypatch):
-    monkeypatch.setattr(defaults, "CELLS", 1000)
+def test_three_figures_decide(figures, expected):
+    assert training(Figures(*figures)) == expected
+
+
+def test_an_alphabet_of_thousands_has_fewer_hidden_units():
+    for V, units in [(27, 400), (3916, 267), (12046, 87), (2**21, 1)]:
+        assert choose(Figures(10**6, 10**5, V))["model.hidden_size"] == units
+
+
+def test_what_is_chosen_is_printed_and_kept(syllables, call):
+    status, out, err = call(*syllables)
+    assert status == 0, err
+    flags = (
+        "--data.batch_size 256 --data.smoothing 0.8 --model.embedding_dim 24 --model.lr 0.02 --model.weight_decay 2.0"
+    )
+    assert err.splitlines()[0] == f"chosen for this list: {flags}"
+    assert out.count("\n") == 20
+    kept = yaml.safe_load(Path(RUN, "config.yaml").read_text(encoding="utf-8"))
+    assert (kept["data"]["batch_size"], kept["model"]["lr"], kept["trainer"]["max_steps"]) == (256, 0.02, 6)
+    saved = torch.load(f"{RUN}/checkpoints/last.ckpt", weights_only=True)
+    assert saved["hyper_parameters"]["embedding_dim"] == 24
+    assert saved["datamodule_hyper_parameters"]["smoothing"] == 0.8
+    assert not saved["datamodule_hyper_parameters"]["counted"]
+
+    status, _, err = call(*syllables, *flags.split())
+    assert status == 0, err
+    assert err.splitlines()[0] == "chosen for this list: nothing"
+    assert all(map(torch.equal, weights(0), weights(1)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "not_chosen"),
+    [
+        (["--data.batch_size", 64], "batch_size"),
+        (["--data.counted", "true"], "batch_size"),
+        (["--data.counted", "false"], "batch_size"),
+        (["--data.replacement", "true"], "batch_size"),
+        (["--data.smoothing", 0], "smoothing"),
+        (["--model.optimizer", "sgd"], "lr"),
+        (["--config", "quick"], "chosen for"),
+    ],
+)
+def test_what_is_given_is_taken(flags, not_chosen, syllables, call):
     status, _, err = call(*syllables, *flags)
     assert status == 0, err
-    assert "chosen for" not in err
+    assert not_chosen not in err.splitlines()[0]
 
 
 def test_a_resumed_run_has_what_was_chosen_when_it_began(syllables, call, monkeypatch):
-    more = ["--model.schedule", "constant", "--data.smoothing", 0.5]
-    monkeypatch.setattr(defaults, "CELLS", 1000)
-    monkeypatch.setattr(defaults, "BATCH_SIZE", 128)
+    more = ["--model.schedule", "constant"]
     assert call(*syllables, *more, "--trainer.max_steps", 12)[0] == 0
     assert call(*syllables, *more)[0] == 0
-    monkeypatch.setattr(defaults, "BATCH_SIZE", 64)
+    monkeypatch.setattr(defaults, "CELLS", 2**40)
     status, _, err = call("fit", "--ckpt_path", "last", "--trainer.max_steps", 12)
     assert status == 0, err
     assert "chosen for" not in err
-    whole, resumed = (MLP.load_from_checkpoint(f"lightning_logs/version_{i}/checkpoints/last.ckpt") for i in (0, 1))
-    assert all(map(torch.equal, whole.parameters(), resumed.parameters()))
+    assert all(map(torch.equal, weights(0), weights(1)))
+
+
+def test_a_run_whose_validation_loss_has_long_stopped_falling_ends(syllables, call, monkeypatch):
+    monkeypatch.setattr("makemore_pl.commands.choice.PATIENCE", 2)
+    overfit = ["--model.lr", 0.3, "--data.smoothing", 0, "--pictures", "false", "--data.steps_per_epoch", 5]
+    status, _, err = call(*syllables[:3], *overfit)
+    assert status == 0, err
+    (step,) = re.findall(r"\nended at step (\d+): val/loss did not fall in 2 validations\n", err)
+    assert int(step) < 400
+    status, _, err = call(*syllables[:3], *overfit, "--trainer.max_steps", 60)  # as long as it was told to
+    assert status == 0, err
+    assert "ended at" not in err

@@ -74,8 +74,9 @@ def test_lr_find_on_the_command_line(call, tmp_path, monkeypatch):
     flags = ["--config", ROOT / "configs" / "quick.yaml", "--data.num_words", 2000, "--model.lr", 7]
     status, out, err = call("lr_find", *flags, "--num_steps", 60)
     assert status == 0, err
-    first, found = err.splitlines()
-    assert first.startswith("2,000 words (1,600 train")
+    first, _, found = err.splitlines()
+    assert first.startswith("2,000 words, ")
+    assert first.endswith(": 1,600 train / 200 val / 200 test")
     run = Path("lightning_logs", "version_0")
     assert found.endswith(f"; the curve: {run / 'lr_find.png'}")
     assert {path.name.split(".")[0] for path in run.iterdir()} == {"lr_find", "events"}

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from makemore_pl.checkpoint import require_tensors
 from makemore_pl.commands.callbacks import Progress, Settings, StopNotFinite
 from makemore_pl.commands.checks import refuse_numbers, refuse_precision
-from makemore_pl.commands.choice import fit_to_list
+from makemore_pl.commands.choice import end_early, fit_to_list
 from makemore_pl.commands.evaluate import print_comparison
 from makemore_pl.commands.export import export_average
 from makemore_pl.commands.fit import describe, load_teacher, report, require_memory_to_train, run_logger
@@ -228,7 +228,8 @@ class CLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand in TRAINING and self.checkpoint is None:
-            fit_to_list(self.datamodule, self.config[self.subcommand], self.asked)
+            both = [self.config[self.subcommand], self.config_init[self.subcommand]]
+            self.model = fit_to_list(self.datamodule, self.model, both, self.asked)
         options = self.config_init[self.subcommand]
         trainer = options.trainer
         requested = options.get("ckpt_path")
@@ -239,7 +240,9 @@ class CLI(LightningCLI):
         if writes and trainer.logger in (None, True):
             run = kwargs["logger"] = run_logger(trainer, requested if self.same_run else None)
         kwargs["default_root_dir"] = avoid_requeued(trainer.default_root_dir, requested, writes, run)
-        kwargs["callbacks"] = [*as_list(trainer.callbacks), *callbacks(str(self.subcommand), options, folder)]
+        early = end_early(options, self.asked, self.checkpoint) if self.subcommand == "fit" else []
+        ours = callbacks(str(self.subcommand), options, folder)
+        kwargs["callbacks"] = [*as_list(trainer.callbacks), *early, *ours]
         kwargs["plugins"] = [*as_list(trainer.plugins), RequestedCheckpoints(requested)]
         return cast(Trainer, super().instantiate_trainer(**kwargs))
 

@@ -14,7 +14,7 @@ from makemore_pl.commands.evaluate import COUNTED_WORDS, compare
 from makemore_pl.commands.hints import LINES, looks_like
 from makemore_pl.commands.messages import say
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder
+from makemore_pl.durable.checkpoints import RunCheckpoint, RunFolder, stopped_early
 from makemore_pl.durable.runs import find
 from makemore_pl.memory import require_memory
 from makemore_pl.model import MLP
@@ -98,6 +98,9 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
             best, last = (callback, last) if callback.monitor else (best, callback)
     if not trainer.is_global_zero:
         return
+    for early in trainer.early_stopping_callbacks:
+        if stopped_early(early.state_dict()):
+            say(f"ended at step {trainer.global_step:,}: {early.monitor} did not fall in {early.patience} validations")
     path, loss = "", None
     if best is not None and last is not None:
         loss = best.best_model_score
