@@ -55,7 +55,8 @@ def test_progress_says_lines_where_there_is_no_terminal(tmp_path, monkeypatch, c
     fit(tmp_path, Progress(), max_steps=10)
     out, err = capsys.readouterr()
     assert out == ""
-    (line,) = [line for line in err.split("\n") if line.startswith("step ")]
+    first, line = [line for line in err.split("\n") if line.startswith("step ")]
+    assert re.fullmatch(r"step 1/10  train \d\.\d{4}  [\d,]+ steps/s", first)
     assert re.fullmatch(r"step 10/10  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", line)
 
 

@@ -26,8 +26,8 @@ def counts(tmp_path_factory):
         ("mutations of a checkpoint", "mutations", 300, {"loaded silently"}),
         ("kill -9 during saves", "saves killed", 20, {"broken", "litter after the next start"}),
         ("kill -9 during predict --sample.output", "commands killed", 1, {"incomplete", "litter after the next run"}),
-        ("another split", "commands", 8, {"accepted", "files changed"}),
-        ("SLURM's file", "commands", 20, {"code ran", "other result", "not named"}),
+        ("another split", "commands", 5, {"accepted", "files changed"}),
+        ("SLURM's file", "commands", 7, {"code ran", "other result", "not named"}),
         ("planted links", "links planted", 20, {"files elsewhere written"}),
         ("kill -9 of the first of two processes", "runs ended", 2, {"processes left"}),
         ("resumed after EarlyStopping", "resumed", 6, {"trained on", "files changed"}),
@@ -38,7 +38,7 @@ def counts(tmp_path_factory):
             10,
             {"other status", "second not at once", "other final state"},  # how soon is for `make torture` to say
         ),
-        ("kill -9 at every step", "runs killed", 15, {"other final state", "batch repeated, skipped or changed"}),
+        ("kill -9 at every step", "runs killed", 7, {"other final state", "batch repeated, skipped or changed"}),
         ("kill -9 at random times", "runs killed", 1, {"other final state"}),
     ],
 )

@@ -465,13 +465,13 @@ def main():
                 "signals": lambda: interrupt(
                     root / "signals", ("a step", "a validation", "a save"), {"blocks": {"a step": 3}}
                 ),
-                "another split": lambda: tampering.resume_on_other_words(root / "split", every=5),
-                "SLURM's file": lambda: tampering.plant_requeued(root / "slurm", every=3),
+                "another split": lambda: tampering.resume_on_other_words(root / "split", every=8),
+                "SLURM's file": lambda: tampering.plant_requeued(root / "slurm", every=8),
                 "planted links": lambda: tampering.plant_links(root / "links", 3, one),
                 "kill -9 of the first of two processes": lambda: kill_first_rank(root / "ranks", 2, patience=60),
                 "resumed after EarlyStopping": lambda: resume_after_early_stopping(root / "early", few[:2]),
                 "resumed with its own recipe": lambda: resume_own_recipe(root / "own", len(OWN)),
-                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=6),
+                "kill -9 at every step": lambda: kill_at_every_step(root / "steps", few, every=12),
                 "kill -9 at random times": lambda: kill_at_random_times(root / "random", 2, SHORT),
             }
         else:
