@@ -215,7 +215,9 @@ def draw_marks(vocabulary: Vocabulary, drawn: Sequence[int], size: int = 32) -> 
     return cells.transpose(0, 2, 1, 3, 4).reshape(-1, size, size, 3)[:N]
 
 
-def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float) -> "Figure":
+def draw_learning_rates(
+    lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float, share: float = 1
+) -> "Figure":
     """Draws the loss over the logarithm of the learning rate (makemore part 2, "finding a good initial learning rate").
 
     Args:
@@ -224,6 +226,7 @@ def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float
         lr: the suggested learning rate.
         low: the lowest good one.
         high: the highest good one.
+        share: of the peak of the schedule, which `lr` is.
     """
     from matplotlib.figure import Figure
 
@@ -231,11 +234,15 @@ def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float
     axes = figure.add_subplot(xlabel="log10 of the learning rate", ylabel="loss of the step")
     axes.plot(np.log10(lrs), losses, color=COLOURS["consonant"], linewidth=0.8)
     axes.axvspan(np.log10(low), np.log10(high), color=COLOURS["consonant"], alpha=0.12, linewidth=0)
-    axes.axvline(np.log10(lr), color=COLOURS["vowel"], label=f"take {lr:.2g} = 10^{np.log10(lr):.1f}")
-    finite = np.sort([loss for loss in losses if np.isfinite(loss)])
-    axes.set_ylim(0.9 * finite[0], 1.1 * finite[int(0.97 * (len(finite) - 1))])  # the last steps may diverge
+    label = f"take {lr:.2g} = 10^{np.log10(lr):.1f}"
+    if share < 1:
+        label = f"{lr:.2g} = 10^{np.log10(lr):.1f} at every step: take {lr / share:.2g} as the peak of the schedule"
+    axes.axvline(np.log10(lr), color=COLOURS["vowel"])
+    axes.set_title(label, loc="left", fontsize=10, color=COLOURS["vowel"])
+    finite = np.array([loss for loss in losses if np.isfinite(loss)])
+    # The last steps may diverge, to hundreds: the axis ends above the loss from which the search began to fall.
+    axes.set_ylim(0.9 * finite.min(), 1.1 * finite[: finite.argmin() + 1].max())
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
     return figure
 
 
