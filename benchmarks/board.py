@@ -11,8 +11,8 @@ from pathlib import Path
 from run import fit_loop_clock
 
 from makemore_pl.commands import cli
-from makemore_pl.pictures import figures
 from makemore_pl.pictures.board import Board
+from makemore_pl.pictures.writing import outline
 
 ITEMS = (
     "draw_letters",
@@ -44,7 +44,7 @@ def main():
     least: dict[str, float] = {}
     originals = {name: getattr(Board, name) for name in ITEMS + HOOKS}
     for _ in range(3):
-        figures._outline.cache_clear()
+        outline.cache_clear()
         spent: dict[str, float] = {}
         for name, original in originals.items():
             setattr(Board, name, original)

@@ -13,7 +13,8 @@ from peers import seconds
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl.commands.process import keep_freed_memory
-from makemore_pl.pictures.figures import FONT, HEAT, INK, PALE
+from makemore_pl.pictures.figures import HEAT, INK, PALE
+from makemore_pl.pictures.writing import FONT
 from makemore_pl.windows import count_words
 
 LENGTHS = [300, 1000, 3000, 10_000, 32_033]

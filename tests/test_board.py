@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import notebook
 import numpy as np
@@ -303,6 +304,25 @@ def test_the_projector_shows_embeddings_of_two_numbers(tmp_path):
     np.testing.assert_allclose(numbers[:, :2], model.C.detach().numpy(), rtol=1e-6)
     assert numbers.shape == (27, 3)
     assert not numbers[:, 2].any()
+
+
+def test_the_projector_shows_the_most_frequent_of_thousands(tmp_path):
+    han = list(map(chr, range(0x4E00, 0x4E00 + 1500)))
+    words = [a + b for a, b in zip(han, han[700:] + han[1000:1400] * 2, strict=False)]
+    (tmp_path / "list.txt").write_text("\n".join(words), encoding="utf-8")
+    data = NamesDataModule(str(tmp_path / "list.txt"))
+    _, model = fit(tmp_path, Board(), datamodule=data, model={"vocabulary": "".join(han)}, max_steps=3)
+    folder = tmp_path / "run" / "00003" / "C"
+    shown = [row.split("\t")[0] for row in (folder / "metadata.tsv").read_text(encoding="utf-8").split("\n")[1:-1]]
+    assert shown == [".", *sorted(shown[1:])]
+    often = Counter("".join(data.splits["train"] + data.splits["val"]))
+    least = min(often[character] for character in shown[1:])
+    assert len(shown) == 501
+    assert all(often[character] <= least for character in han if character not in shown)
+    numbers = np.loadtxt(folder / "tensors.tsv", delimiter="\t")
+    rows = [0, *(1 + han.index(character) for character in shown[1:])]
+    np.testing.assert_allclose(numbers, model.C.detach().numpy()[rows], rtol=1e-6)
+    assert Image.open(folder / "sprite.png").size == (32 * 23, 32 * 23)
 
 
 def alphabet(words):

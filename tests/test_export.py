@@ -16,7 +16,7 @@ from conftest import ROOT
 
 from makemore_pl import MLP, Vocabulary
 from makemore_pl.commands.export import export
-from makemore_pl.pictures.figures import kind
+from makemore_pl.pictures.alphabet import kind
 
 ODD = ["St. Gallen", "名前", "o'Neil", 'a"b', "</script><b>", "🙂👍", "Zoë {x}", "\u200bz", "<!--", "Łódź\u0301"]
 HAN = "".join(map(chr, range(0x4E00, 0x4E00 + 2000)))
@@ -507,7 +507,29 @@ def test_a_large_alphabet_shows_the_likeliest_the_end_and_the_others(visit):
     assert [label for label in labels[:-1] if label != "end of name"] == likeliest
     assert shown[labels[-1]] == pytest.approx(1 - expected[0] - np.sort(expected[1:])[-29:].sum(), abs=0.0005 + 1e-9)
     assert len(find(browser, "#bars button")) == 30
-    assert len(texts(browser, "#map g")) == 2001
+    assert len(find(browser, "#map g")) == 2001
+
+
+@pytest.mark.browser
+def test_the_map_of_a_large_alphabet_shows_the_most_frequent(visit):
+    model = some_model(HAN, embedding_dim=4, hidden_size=10, noise=1)
+    with torch.no_grad():
+        model.b2[7] = 9.0
+    browser = visit(model)
+    places = browser.execute_script("""
+        return [...document.querySelectorAll("#map text")]
+            .filter((text) => getComputedStyle(text).visibility !== "hidden")
+            .map((text) => [text.textContent, ["x", "y", "font-size"].map((name) => Number(text.getAttribute(name)))]);
+    """)
+    shown = dict(places)
+    assert {".", HAN[6]} < set(shown)
+    assert 50 < len(shown) < 1000
+    boxes = list(shown.values())
+    covers = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if all(abs(a[k] - b[k]) < a[2] for k in (0, 1))]
+    assert not covers
+    hidden = next(character for character in HAN if character not in shown)
+    find(browser, "#name")[0].send_keys(hidden)  # the network looks at it now
+    assert hidden in texts(browser, "#map .seen text")
 
 
 @pytest.mark.browser

@@ -21,7 +21,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.durable.checkpoints import pack
 from makemore_pl.durable.files import write_whole
 from makemore_pl.model import MLP
-from makemore_pl.pictures.figures import flatten
+from makemore_pl.pictures.plane import flatten
 from makemore_pl.terminal import counted
 from makemore_pl.trained_on import KEY, Record, record, require_same_split
 

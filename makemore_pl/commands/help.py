@@ -57,6 +57,8 @@ OPENINGS = {
     + "  --split train                 the training words instead\n",
     "test": "Prints loss, perplexity and accuracy on the test words.\n\n" + NEWEST,
     "lr_find": """Takes one step at each of many learning rates from 0.001 to 1 and suggests one.
+With --model.schedule linear, the default, it is the peak: the rate rises to it
+and falls to zero, so it is twice the rate that is good at every step.
 All flags of fit's model and data apply:
 
   --data.path FILE              your own list

@@ -1,4 +1,8 @@
-"""`lr_find`, the lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
+"""`lr_find`, the lecture's search for a learning rate: one step at each of many, and the valley of their losses.
+
+The valley shows which rates are good at every step. A run with warm-up and decay is at its peak for a moment only, so
+its peak may be higher (`share_of_peak`).
+"""
 
 import math
 import sys
@@ -25,12 +29,17 @@ LOWEST, HIGHEST = 0.001, 1.0
 POINTS = 100
 """The number of points that the raw losses are averaged to, which removes most of the noise of minibatches."""
 
+LINEAR_SHARE = 0.5
+"""The mean learning rate over a run of the linear schedule, as a share of its peak."""
+
 Found = tuple[float, float, float]
 """The suggested learning rate, and the lowest and highest that are good."""
 
 
 def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> None:
     """Finds a learning rate as makemore part 2 does, and prints the command that uses it.
+
+    With the linear schedule it is the peak: twice the rate that is good at every step.
 
     Args:
         trainer: see `find_lr`.
@@ -40,9 +49,12 @@ def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps
     """
     describe(datamodule, model)
     load_teacher(datamodule)
-    lr, low, high = (f"{lr:.2g}" for lr in find_lr(trainer, model, datamodule, num_steps))
+    found, share = find_lr(trainer, model, datamodule, num_steps), share_of_peak(trainer, model)
+    lr, low, high = (f"{lr:.2g}" for lr in found)
     picture = Path(trainer.log_dir or trainer.default_root_dir, "lr_find.png")
     say(f"learning rate {lr}, good from {low} to {high}; the curve: {command_line(picture)}")
+    if share < 1:
+        say(f"this is the peak of the linear schedule: {1 / share:g} x {found[0] * share:.2g}, the rate for all steps")
     words = iter(sys.argv[sys.argv.index("lr_find") + 1 :] if "lr_find" in sys.argv else [])
     kept = []
     for word in words:
@@ -66,7 +78,7 @@ def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int 
         num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
 
     Returns:
-        The suggestion, and the lowest and highest that are good.
+        The suggestion for the `lr` of the model, and the lowest and highest that are good.
 
     Raises:
         ValueError: if there are fewer than two steps or more than a million, several devices, or the loss never falls.
@@ -83,13 +95,25 @@ def find_lr(trainer: Trainer, model: MLP, data: NamesDataModule, num_steps: int 
     folder.mkdir(parents=True, exist_ok=True)  # refuses one that cannot be written before the search
     lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
     losses = take_steps(trainer, model, data, lrs)
-    found = valley(lrs, losses)
-    figure = draw_learning_rates(lrs, losses, *found)
+    found, share = valley(lrs, losses), share_of_peak(trainer, model)
+    figure = draw_learning_rates(lrs, losses, *found, share)
     figure.savefig(folder / "lr_find.png")
     if isinstance(trainer.logger, TensorBoardLogger):
         trainer.logger.experiment.add_figure("lr_find", figure)
         trainer.logger.experiment.close()
-    return found
+    lr, low, high = (rate / share for rate in found)
+    return lr, low, high
+
+
+def share_of_peak(trainer: Trainer, model: MLP) -> float:
+    """Computes which share of the peak of the model's schedule is to be good at every step.
+
+    The linear schedule has its peak for a moment only, and the mean over its run is what compares with a constant rate
+    (LOG.md). The others keep their highest rate for half of the run or all of it, so it must be good at every step; so
+    does the linear one where only time ends the run.
+    """
+    ends = trainer.max_steps != -1 or trainer.max_epochs != -1
+    return LINEAR_SHARE if model.hparams["schedule"] == "linear" and ends else 1.0
 
 
 def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequence[float]) -> list[float]:

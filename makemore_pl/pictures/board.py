@@ -21,6 +21,8 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram
 from makemore_pl.pictures import figures
+from makemore_pl.pictures.alphabet import kinds, most_frequent, visible
+from makemore_pl.pictures.plane import flatten
 from makemore_pl.sampling import Draw, Sampler
 from makemore_pl.windows import Counts
 
@@ -94,6 +96,7 @@ class Board(Callback):
         self.best = math.inf
         self.points: Tensor | None = None
         self.contexts = frequent_contexts(data.tensors["val"][1])
+        self.characters = most_frequent(self.still.vocabulary, data.counts.values())
         X = data.tensors["train"][0]
         self.rows = X[torch.linspace(0, len(X) - 1, min(ROWS, len(X)), device=X.device).long()].cpu()
         self.looks_up = not data.in_pieces and len(data.words) <= WORDS_LOOKED_UP
@@ -186,8 +189,8 @@ class Board(Callback):
     def draw_letters(self, writer: SummaryWriter, step: int) -> None:
         """Draws the map of letters, rotated to the previous one."""
         C, vocabulary = self.still.C.detach(), self.still.vocabulary
-        figure = figures.draw_letters(C, vocabulary, f"step {step:,}", self.points)
-        self.points, _ = figures.flatten(C[: figures.LETTERS + 1], self.points)
+        figure = figures.draw_letters(C, vocabulary, f"step {step:,}", self.points, self.characters)
+        self.points, _ = flatten(C[self.characters], self.points)
         writer.add_image("pictures/letters", figures.rasterise(figure), step, dataformats="HWC")
 
     def draw_next(self, writer: SummaryWriter, step: int) -> None:
@@ -227,13 +230,11 @@ class Board(Callback):
         """Writes the embeddings for the projector, which draws each as its letter, in the colour of its kind."""
         C, vocabulary = self.still.C.detach().float(), self.still.vocabulary
         C = torch.cat([C, C.new_zeros(len(C), max(0, 3 - C.shape[1]))], dim=1)  # it shows nothing of less than three
-        labels = [".", *map(figures.visible, vocabulary.characters)]
-        metadata = [list(row) for row in zip(labels, figures.kinds(vocabulary), strict=True)]
-        marks = None
-        if len(vocabulary) <= figures.LETTERS:
-            marks = torch.from_numpy(figures.draw_marks(vocabulary)).permute(0, 3, 1, 2) / 255
-        header = ["letter", "kind"]
-        writer.add_embedding(C, metadata, marks, global_step=step, tag="C", metadata_header=header)
+        rows = list(zip([".", *map(visible, vocabulary.characters)], kinds(vocabulary), strict=True))
+        drawn = sorted(self.characters)
+        marks = torch.from_numpy(figures.draw_marks(vocabulary, drawn)).permute(0, 3, 1, 2) / 255
+        metadata, header = [list(rows[i]) for i in drawn], ["letter", "kind"]
+        writer.add_embedding(C[drawn], metadata, marks, global_step=step, tag="C", metadata_header=header)
 
     def write_counting(self, writer: SummaryWriter, step: int) -> None:
         """Writes one end of the horizontal line of Kneser-Ney's validation loss."""
