@@ -148,7 +148,7 @@ def parts(counts: Counts) -> list[tuple[int, int]]:
 
 
 def sum_nll(log_p: Tensor, n: Tensor) -> Tensor:
-    """Sums the negative log likelihoods of pairs (P,) that came n times; never adds 0, whatever the probability."""
+    """Sums the negative log likelihoods of pairs (P,) that came n times; an impossible one that never came adds 0."""
     return -torch.where(n > 0, n * log_p, 0.0).sum()
 
 

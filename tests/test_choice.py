@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 from makemore_pl import MLP, defaults
 from makemore_pl.defaults import Figures, Training, choose, training
@@ -49,6 +50,20 @@ def test_names_txt_keeps_the_network_of_the_lecture(call, tmp_path, monkeypatch)
 )
 def test_three_figures_decide(figures, expected):
     assert training(Figures(*figures)) == expected
+
+
+def test_the_documents_table_is_the_rule():
+    """Its rows are in the order of the figures above, and name what the rule gives: batch, smoothing, ..., units."""
+    text = (ROOT / "docs" / "lists.md").read_text(encoding="utf-8").split("## Results")[0]
+    rows = [line.strip("|").split("|")[1:] for line in text.splitlines() if line.startswith("|")][2:]
+    cells = [[cell.strip().replace(",", "").replace("all", "0") for cell in row] for row in rows]
+    figures = [(10, 4, 27), (60, 4, 27), (100, 4, 27)]  # N below 5 M, below 20 M, more
+    large = 2**20
+    figures += [(10, large, 2), (100, large, 2), (10 * large, large, 2), (30 * large, large, 2)]
+    expected = []
+    for row in (training(Figures(*each)) for each in figures):
+        expected.append([row.batch_size or 0, row.smoothing, row.weight_decay, row.lr, row.max_steps, row.hidden_size])
+    assert [[float(cell) for cell in row] for row in cells] == expected
 
 
 def test_an_alphabet_of_thousands_has_fewer_hidden_units():

@@ -164,8 +164,8 @@ class CLI(LightningCLI):
                 help="draw in TensorBoard what the network learns: the map of letters, what comes next, names, ...",
             )
         if parser.command == "validate":
-            text = "the words that the table is about"
-            parser.add_argument("--split", type=Literal["train", "val", "test"], default="val", help=text)
+            splits = Literal["train", "val", "test"]
+            parser.add_argument("--split", type=splits, default="val", help="the words that the table is about")
         if parser.command == "predict":
             parser.add_class_arguments(Request, "sample", skip={"where"})
         parser.allow_bare_switches()

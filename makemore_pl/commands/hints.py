@@ -43,14 +43,10 @@ def is_json(line: str) -> bool:
         return True
     if line[:1] not in ('"', "{", "["):
         return False
-    for text in (
-        line,
-        f"{{{line}}}",
-        f"{{{line}]}}",
-        f"{{{line}}}}}",
-    ):  # a value, `"name": value`, `"name": [`, `"name": {`
+    # A value, or a part of an object: `"name": value`, `"name": [`, `"name": {`.
+    for end in ("", "}", "]}", "}}"):
         try:
-            json.loads(text)
+            json.loads(f"{{{line}{end}" if end else line)
             return True
         except (ValueError, RecursionError):
             pass

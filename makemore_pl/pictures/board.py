@@ -124,7 +124,8 @@ class Board(Callback):
         """Writes the training loss and the update-to-data ratio of each matrix, and keeps the gradients."""
         if self.writer is None:
             return
-        step = trainer.global_step - pl_module.automatic_optimization  # a block is logged at its end
+        step = logged_step(trainer, pl_module)
+        # Points each a twentieth later than the last one: reading the loss waits for the device.
         if trainer.global_step >= 1.05 * self.compared and "train/loss" in trainer.callback_metrics:
             self.writer.add_scalars("loss", {"train": float(trainer.callback_metrics["train/loss"])}, step)
             self.compared = trainer.global_step
@@ -143,11 +144,10 @@ class Board(Callback):
         """Writes the validation loss, and draws if the step has doubled since the last drawing."""
         if self.writer is None:
             return
-        loss = float(trainer.callback_metrics.get("val/loss", math.inf))
-        if math.isfinite(loss):
-            step = trainer.global_step - pl_module.automatic_optimization  # as Lightning logs it
-            self.writer.add_scalars("loss", {"val": loss}, step)
-        self.best = min(self.best, loss)
+        val_loss = float(trainer.callback_metrics.get("val/loss", math.inf))
+        if math.isfinite(val_loss):
+            self.writer.add_scalars("loss", {"val": val_loss}, logged_step(trainer, pl_module))
+        self.best = min(self.best, val_loss)
         if trainer.global_step >= max(1, 2 * self.drawn):
             self.draw(trainer, pl_module)
 
@@ -266,6 +266,11 @@ class Board(Callback):
         paths = {name: value and Path(value).name for name, value in chosen.items() if name in ("path", "teacher")}
         chosen |= {"vocabulary": len(self.still.vocabulary), **paths}
         return {name: value for name, value in chosen.items() if value is not None}
+
+
+def logged_step(trainer: Trainer, model: LightningModule) -> int:
+    """Returns the step at which Lightning logs the update just taken; a block of updates is logged at its end."""
+    return trainer.global_step - model.automatic_optimization
 
 
 def update_to_data(before: Tensor, after: Tensor) -> float:
