@@ -27,7 +27,8 @@ def step_seconds(words, vocabulary, block_size):
     The shortest of half a second, at least five: the steps of small blocks take less than a busy machine adds now and
     then, and the first ones of a process are slow.
     """
-    X, Y = count_words(words, vocabulary, block_size)
+    counts = count_words(words, vocabulary, block_size)
+    X, Y = counts.contexts, counts[:].float()
     model = MLP(block_size=block_size)
 
     def step():

@@ -5,6 +5,7 @@ README.md in this folder describes what each row measures and what it excludes.
 
 import argparse
 import contextlib
+import functools
 import io
 import json
 import multiprocessing
@@ -17,6 +18,7 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import lightning
 import peers
@@ -34,6 +36,7 @@ from makemore_pl.windows import align_counts, build_windows
 HERE = Path(__file__).parent
 CONFIGS = HERE.parent / "configs"
 LOOP_STEPS, LECTURE_STEPS = 20_000, 200_000
+PARTS = ["training", "process", "busy", "arithmetic", "sampling", "large", "cost"]
 
 
 class Peer:
@@ -284,6 +287,22 @@ def large(folder, model, words=10_000_000):
     return found
 
 
+def cost():
+    """Measures in a separate process, on one thread."""
+    script = [sys.executable, HERE / "cost.py"]
+    return json.loads(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def devices():
+    return ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+def fitted_model(folder):
+    """Trains the default recipe on names.txt."""
+    _, checkpoint = fit(folder, "--trainer.accelerator", "cpu")
+    return MLP.load_from_checkpoint(checkpoint, weights_only=True)
+
+
 def machine():
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
@@ -301,39 +320,32 @@ def machine():
 
 
 def main():
-    parts = ["training", "process", "busy", "arithmetic", "sampling", "large", "cost"]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=parts, help="measure this part alone")
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone; the others stay")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
-    parts = [options.only] if options.only else parts
     keep_freed_memory()  # as the command line does
 
-    rows, found, peer = [], {"machine": machine()}, Peer()
+    found: dict[str, Any] = {"machine": machine()}
+    if options.only and options.output.exists():
+        before = json.loads(options.output.read_text())
+        found = before if before["machine"] == found["machine"] else found
+    peer, fitted = Peer(), functools.cache(fitted_model)
     print("| work | peer | ours | ratio | spread |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        if "training" in parts:
-            for device in ["cpu"] + ["cuda"] * torch.cuda.is_available():
-                rows += training(peer, folder, device)
-        if "process" in parts:
-            rows += whole_process(folder)
-        if "busy" in parts:
-            rows += busy(folder)
-        if "arithmetic" in parts:
-            rows += arithmetic(peer)
-        if {"sampling", "large"} & set(parts):
-            _, checkpoint = fit(folder, "--trainer.accelerator", "cpu")
-            model = MLP.load_from_checkpoint(checkpoint, weights_only=True)
-        if "sampling" in parts:
-            rows += sampling(peer, model)
-        if "large" in parts:
-            found["large"] = large(folder, model)
-        if "cost" in parts:
-            found["cost"] = json.loads(
-                subprocess.run([sys.executable, HERE / "cost.py"], check=True, capture_output=True, text=True).stdout
-            )
-    options.output.write_text(json.dumps(found | {"rows": rows}, indent=1) + "\n")
+        measure = {
+            "training": lambda: [row for device in devices() for row in training(peer, folder, device)],
+            "process": lambda: whole_process(folder),
+            "busy": lambda: busy(folder),
+            "arithmetic": lambda: arithmetic(peer),
+            "sampling": lambda: sampling(peer, fitted(folder)),
+            "large": lambda: large(folder, fitted(folder)),
+            "cost": cost,
+        }
+        for part in [options.only] if options.only else PARTS:
+            found[part] = measure[part]()
+            options.output.write_text(json.dumps(found, indent=1) + "\n")  # a later part may fail
     print("\n" + ", ".join(f"{key} {value}" for key, value in found["machine"].items()))
 
 
