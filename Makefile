@@ -16,7 +16,7 @@ VENV := .venv/python-$(VERSION)
 RUNTIME := .venv/runtime-$(VERSION)
 DEVELOPMENT := .venv/development-$(VERSION)
 
-.PHONY: help install develop fit predict tensorboard test portable torture lint check audit bench records lecture gpu clean
+.PHONY: help install develop fit predict tensorboard test portable torture lint check audit bench records lists lecture gpu clean
 
 help: ## list these targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 14
@@ -65,6 +65,9 @@ torture: develop ## kill runs, hurt files, and count what is lost (under fifteen
 	$(BIN)/python tests/torture.py $(ARGS)
 	@$(PIP_INSTALL) --quiet atheris || echo "atheris has no wheel for this system"
 	$(BIN)/python tests/fuzz.py
+
+lists: develop ## train on 25 lists with default flags (twenty minutes; fetches some with npm); ARGS='--only "Roman numerals"'
+	$(BIN)/python benchmarks/lists.py $(ARGS)
 
 lecture: develop ## run docs/lecture.ipynb and keep its outputs in it
 	$(BIN)/python docs/lecture.py

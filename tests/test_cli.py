@@ -189,9 +189,9 @@ def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
     (folder / "list.txt").write_bytes("\r\n Zoe\u0308 \r\n".encode() + "Zoë\nZoé\n".encode() * 20)
     status, _, err = call("fit", "--data.path", "list.txt", *QUICK)
     assert status == 0
-    assert err.startswith("chosen for this list: ")
-    assert err.partition("\n")[2].startswith(
-        "41 words, 2 distinct: 32 train / 4 val / 5 test\n4 characters, 749 parameters\n"
+    assert err.startswith("chosen for this list:\n  --data.")
+    assert err[err.index("\n41 ") :].startswith(
+        "\n41 words, 2 distinct: 32 train / 4 val / 5 test\n4 characters, 749 parameters\n"
         "in the list, 1 blank line dropped, the space around 1 word dropped, 1 word normalised to NFC "
         "(--data.normalization)\nstep "
     )

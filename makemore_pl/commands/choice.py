@@ -1,6 +1,7 @@
 """What `fit` and `lr_find` take where a flag is omitted."""
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jsonargparse import Namespace
@@ -11,6 +12,7 @@ from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.defaults import PATIENCE, Figures, choose
 from makemore_pl.model import MLP
 from makemore_pl.optimization import as_list
+from makemore_pl.wordlist import read_words, shipped
 
 TOGETHER = {
     "data.batch_size": ("data.counted", "data.replacement"),
@@ -36,7 +38,7 @@ def fit_to_list(data: NamesDataModule, model: MLP, options: list[Namespace], giv
     Returns:
         The model, or one of other sizes.
     """
-    if given.get("config") or given.get("data.path") is None or data.in_pieces:
+    if given.get("config") or given.get("data.path") is None or data.in_pieces or has_the_lectures_names(data.words):
         return model
     counts = data.count("train", together=False)["train"]
     figures = Figures(int(counts.n.sum()), len(counts), counts.vocab_size)
@@ -54,10 +56,18 @@ def fit_to_list(data: NamesDataModule, model: MLP, options: list[Namespace], giv
     )
     data.hparams.update(of_data)
     data.hparams["counted"] = data.takes_all and data.hparams["counted"]
-    said = " ".join(f"--{flag} {value}" for flag, value in chosen.items() if value is not None)
-    say(f"chosen for this list: {said or 'nothing'}")
+    say(f"chosen for this list:{' nothing' * (not chosen)}")
+    flags = [f"--{flag}\N{NO-BREAK SPACE}{value}" for flag, value in chosen.items() if value is not None]
+    for line in textwrap.wrap(" ".join(flags), 76, break_on_hyphens=False):
+        say(f"  {line}".replace("\N{NO-BREAK SPACE}", " "))
     of_model = {name: value for name, value in of_model.items() if name in model.hparams}
     return type(model)(**{**model.hparams, **of_model})
+
+
+def has_the_lectures_names(words: Sequence[str]) -> bool:
+    """Whether a list has the words of names.txt, in any order: the makemore repository's own file has another one."""
+    names = read_words(shipped("names.txt"))
+    return len(words) == len(names) and sorted(words) == sorted(names)
 
 
 def end_early(

@@ -21,7 +21,8 @@ ALL = "All flags: makemore_pl {} --help all\n"
 OPENINGS = {
     "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
 
-  --data.path FILE              your own list, one word a line; `-` for stdin
+  --data.path FILE              your own list, one word a line; `-` for stdin;
+                                flags that you omit are chosen to suit it
   --data.column NAME            its column, where the list is a CSV or TSV file
   --config NAME                 a recipe, such as lecture; or a YAML file
   --ckpt_path last              resume the newest run; or resume from a file
