@@ -10,7 +10,6 @@ import encodings.aliases
 import html.entities
 import json
 import keyword
-import multiprocessing
 import os
 import re
 import shutil
@@ -21,7 +20,6 @@ import time
 import unicodedata
 import zoneinfo
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from run import machine
@@ -170,17 +168,23 @@ LISTS: dict[str, Callable[[Packages], Iterable[str]]] = {
 }
 
 
+MEASURED = """
+import json, resource, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "makemore_pl", *sys.argv[1:]], capture_output=True, text=True)
+print(json.dumps([done.returncode, done.stdout, done.stderr, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss]))
+"""
+"""Runs the command line from a small process: the peak memory of a child is never less than that of its parent."""
+
+
 def run(folder: Path, *arguments: object) -> tuple[str, str, int]:
     """Runs the command line; returns stdout, stderr, and the most memory that it took, in bytes."""
-    command = [sys.executable, "-m", "makemore_pl", *map(str, arguments)]
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as out, tempfile.TemporaryFile("w+", encoding="utf-8") as err:
-        process = subprocess.Popen(command, cwd=folder, stdout=out, stderr=err, env=os.environ | {"PYTHONUTF8": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        texts = [file.seek(0) or file.read() for file in (out, err)]
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}\n{texts[1]}")
-    return texts[0], texts[1], usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    command = [sys.executable, "-c", MEASURED, *map(str, arguments)]
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    measured = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    status, out, err, memory = json.loads(measured.stdout)
+    if status:
+        sys.exit(f"{' '.join(map(str, arguments))}\n{err}")
+    return out, err, memory * (1 if sys.platform == "darwin" else 1024)
 
 
 def judge(checkpoint: str, path: str) -> dict:
@@ -208,13 +212,10 @@ def measure(title: str, words: Iterable[str], folder: Path) -> dict:
     took = time.perf_counter() - begin
     checkpoint = folder / re.search(r"^checkpoint: (.+) \(val", said, re.M)[1]
     names, _, _ = run(folder, "predict", "--ckpt_path", checkpoint, "--sample.novel", "--sample.num_names", 5)
-    # In a process of its own: a child's peak memory is at least that of the process that starts it.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        figures = pool.submit(judge, str(checkpoint), str(path)).result()
     chosen = re.search(r"^chosen for this list:((\n  .*)*)", said, re.M)[1]
     return {
         "list": title,
-        **figures,
+        **judge(str(checkpoint), str(path)),
         "chosen": dict(re.findall(r"--(\S+) (\S+)", chosen)),
         "seconds": took,
         "megabytes": memory / 1e6,

@@ -191,7 +191,7 @@ def test_a_list_is_put_into_one_form_and_the_checkpoint_knows(folder, call):
     assert status == 0
     assert err.startswith("chosen for this list:\n  --data.")
     assert err[err.index("\n41 ") :].startswith(
-        "\n41 words, 2 distinct: 32 train / 4 val / 5 test\n4 characters, 749 parameters\n"
+        "\n41 words, 2 distinct: 32 train / 4 val / 5 test\n4 characters, 981 parameters\n"
         "in the list, 1 blank line dropped, the space around 1 word dropped, 1 word normalised to NFC "
         "(--data.normalization)\nstep "
     )

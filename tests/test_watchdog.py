@@ -1,5 +1,6 @@
 """Runs on two processes with faults, made by faults.py. Each run must end; on a quiet machine within ten seconds."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -146,8 +147,10 @@ def test_a_launcher_that_ends_during_the_start_takes_all_with_it(launcher, fault
 
 def addresses(pids):
     """The local addresses of all network sockets of some processes, from Linux's tables."""
-    links = [link for pid in pids for link in Path(f"/proc/{pid}/fd").iterdir()]
-    inodes = {str(link.readlink())[8:-1] for link in links if str(link.readlink()).startswith("socket:[")}
+    inodes = set()
+    for link in [link for pid in pids for link in Path(f"/proc/{pid}/fd").iterdir()]:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            inodes.add(str(link.readlink()).removeprefix("socket:[").removesuffix("]"))
     found = []
     for table in ("tcp", "tcp6", "udp", "udp6"):
         for line in Path("/proc/net", table).read_text().splitlines()[1:]:
