@@ -301,10 +301,9 @@ def test_the_first_device_writes_what_others_drew(monkeypatch, capsys):
     assert capsys.readouterr().out == "emma\n名 前\n"
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_stdout_is_utf8_whatever_the_locale(encoding, towns, command, tmp_path, monkeypatch):
+def test_stdout_is_utf8_whatever_the_locale(towns, command, tmp_path, monkeypatch):
     path, words = towns
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    monkeypatch.setenv("PYTHONIOENCODING", "cp1252")
     fit = command("fit", "--data.path", path, "--trainer.max_steps", 20, cwd=tmp_path)
     assert fit.returncode == 0, fit.stderr
     assert not fit.stdout.isascii()

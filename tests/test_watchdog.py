@@ -122,7 +122,6 @@ def test_the_launcher_takes_all_with_it(launcher, fault, tmp_path, command):
     ("launcher", "fault", "seconds"),
     [
         ("ddp", "SIGKILL", 0),
-        ("ddp", "SIGKILL", 1),
         ("ddp", "SIGKILL", 2),
         ("ddp", "SIGINT", 1),
         ("torchrun", "SIGKILL", 1),
