@@ -98,7 +98,7 @@ if __name__ == "__main__":
     root = Path(sys.argv[1])
     for precision in ("64-true", "32-true"):
         for case, (data, model) in CASES.items():
-            for ranks in (1, 2, 3, 4):
+            for ranks in (1, 2, 4):
                 train(root / precision / case / str(ranks), ranks, precision, data, model)
     last = None
     for ranks, max_steps in [(2, 7), (1, 16), (2, STEPS)]:

@@ -14,7 +14,7 @@ from conftest import ROOT
 from makemore_pl import MLP
 from makemore_pl.batches import Batches
 
-SEVERAL = [2, 3, 4]
+SEVERAL = [2, 4]
 
 
 @pytest.fixture(scope="module")
