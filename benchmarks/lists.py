@@ -136,7 +136,7 @@ def places(country: str) -> Callable[[Packages], list[str]]:
 
 
 LISTS: dict[str, Callable[[Packages], Iterable[str]]] = {
-    # The rule of defaults.py was chosen on these twelve.
+    # The rule of defaults.py was chosen on these twelve, on the Latin words, and on three that are not here.
     "Python keywords and builtins": lambda _: keyword.kwlist + keyword.softkwlist + dir(builtins),
     "Roman numerals": lambda _: map(roman, range(1, 1000)),
     "primes below 30,000": lambda _: primes(30_000),
@@ -149,7 +149,7 @@ LISTS: dict[str, Callable[[Packages], Iterable[str]]] = {
     "Chinese names (jieba)": lambda packages: [word for word, kind in packages.jieba() if kind == "nr"],
     "cities of the world": lambda packages: [name for name, _ in packages.cities()],
     "Chinese words (jieba)": lambda packages: [word for word, _ in packages.jieba()],
-    # These were looked at once, afterwards.
+    # These were looked at, and changed nothing.
     "Python's encodings": lambda _: encodings.aliases.aliases,
     "time zones": lambda _: sorted(zoneinfo.available_timezones()),
     "Pokémon, Japanese": pokemon("ja"),
@@ -187,10 +187,10 @@ def run(folder: Path, *arguments: object) -> tuple[str, str, int]:
     return out, err, memory * (1 if sys.platform == "darwin" else 1024)
 
 
-def judge(checkpoint: str, path: str) -> dict:
+def judge(checkpoint: Path, path: Path) -> dict:
     """Computes the validation losses of a network, of counting, and of both."""
     model = MLP.load_from_checkpoint(checkpoint)
-    data = NamesDataModule(path, block_size=model.block_size)
+    data = NamesDataModule(str(path), block_size=model.block_size)
     counts = data.count("train", "val", together=False)
     compared = Comparison(model, counts["train"], counts["val"])
     losses = [loss for (loss,) in compared.losses(counts["val"]).values()]
@@ -215,7 +215,7 @@ def measure(title: str, words: Iterable[str], folder: Path) -> dict:
     chosen = re.search(r"^chosen for this list:((\n  .*)*)", said, re.M)[1]
     return {
         "list": title,
-        **judge(str(checkpoint), str(path)),
+        **judge(checkpoint, path),
         "chosen": dict(re.findall(r"--(\S+) (\S+)", chosen)),
         "seconds": took,
         "megabytes": memory / 1e6,
