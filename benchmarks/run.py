@@ -321,7 +321,7 @@ def machine():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=PARTS, help="measure this part alone; the others stay")
+    parser.add_argument("--only", choices=PARTS, help="measure this part alone; others of this machine stay")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     options = parser.parse_args()
     keep_freed_memory()  # as the command line does

@@ -114,6 +114,18 @@ def test_what_is_given_is_taken(flags, not_chosen, syllables, call):
     assert not_chosen not in "".join(err.splitlines()[:4])
 
 
+def test_all_windows_in_an_update_need_no_flag(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("words.txt").write_text("\n".join(f"{number:b}" for number in range(300)))
+    given = ["--data.smoothing", 0.8, "--model.embedding_dim", 4, "--model.lr", 0.01, "--model.weight_decay", 1]
+    status, _, err = call("fit", "--data.path", "words.txt", *FEW, *given)
+    assert status == 0, err
+    assert err.splitlines()[:2] == [
+        "chosen for this list: nothing",
+        "300 words, 300 distinct: 240 train / 30 val / 30 test",
+    ]
+
+
 def test_a_resumed_run_has_what_was_chosen_when_it_began(syllables, call, monkeypatch):
     more = ["--model.schedule", "constant"]
     assert call(*syllables, *more, "--trainer.max_steps", 12)[0] == 0

@@ -212,7 +212,7 @@ def test_the_tree_lists_every_file_and_folder():
 def test_the_table_of_speeds_is_the_last_one_measured():
     results = json.loads((ROOT / "benchmarks/results.json").read_text())
     rows = [row for part in ("training", "process", "busy", "arithmetic", "sampling") for row in results[part]]
-    assert len(rows) == 15
+    assert len(rows) >= 15  # with a GPU there are more
     for row in rows:
         times = f"| {row['work']} | {row['peer_s']:.3g} s | {row['ours_s']:.3g} s "
         ratios = f"| **{row['ratio']:.3g}** | {row['lowest']:.3g} to {row['highest']:.3g} |\n"

@@ -56,8 +56,9 @@ def fit_to_list(data: NamesDataModule, model: MLP, options: list[Namespace], giv
     )
     data.hparams.update(of_data)
     data.hparams["counted"] = data.takes_all and data.hparams["counted"]
-    say(f"chosen for this list:{' nothing' * (not chosen)}")
+    # A flag and its value stay on one line.
     flags = [f"--{flag}\N{NO-BREAK SPACE}{value}" for flag, value in chosen.items() if value is not None]
+    say(f"chosen for this list:{' nothing' * (not flags)}")
     for line in textwrap.wrap(" ".join(flags), 76, break_on_hyphens=False):
         say(f"  {line}".replace("\N{NO-BREAK SPACE}", " "))
     of_model = {name: value for name, value in of_model.items() if name in model.hparams}
