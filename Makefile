@@ -58,15 +58,13 @@ tensorboard: install ## show the curves of all runs
 test: develop ## run the tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
-portable: develop ## run the tests as on other machines: other processors, versions, rights (an hour)
+portable: develop ## run the tests as on other machines: plain kernels, oldest and newest versions (half an hour)
 	$(BIN)/python tests/portable.py $(ARGS)
 
-torture: develop ## kill runs, hurt files, and count what is lost (under fifteen minutes)
-	$(BIN)/python tests/torture.py $(ARGS)
-	@$(PIP_INSTALL) --quiet atheris || echo "atheris has no wheel for this system"
-	$(BIN)/python tests/fuzz.py
+torture: develop ## kill runs, hurt checkpoints, and count what is lost (five minutes)
+	$(BIN)/python tests/torture.py
 
-lists: develop ## train on 25 lists with default flags (twenty minutes; fetches some with npm); ARGS='--only "Roman numerals"'
+lists: develop ## train on twelve lists with default flags (ten minutes; fetches some with npm); ARGS='--only emoji'
 	$(BIN)/python benchmarks/lists.py $(ARGS)
 
 lecture: develop ## run docs/lecture.ipynb and keep its outputs in it
@@ -85,11 +83,11 @@ audit: install ## look the tested versions up among the known vulnerabilities, w
 	&& $(BIN)/pip-audit --vulnerability-service osv --requirement .venv/tested.txt --no-deps --disable-pip; \
 	else echo "audit: skipped, no source of advisories can be reached"; fi
 
-bench: develop ## measure against the notebook and the usual Lightning, side by side (twenty minutes)
-	$(BIN)/python benchmarks/run.py $(ARGS)
+bench: develop ## measure against the notebook and the usual Lightning, side by side (six minutes)
+	$(BIN)/python benchmarks/run.py
 
-records: install ## train the recipes that beat counting, three seeds each (twenty minutes); ARGS='--only smoothed'
-	$(BIN)/python benchmarks/records.py $(ARGS)
+records: install ## train the recipes that are compared with counting, several seeds each (fifteen minutes)
+	$(BIN)/python benchmarks/records.py
 
 gpu: develop ## test and measure on a GPU; says so where there is none
 	$(BIN)/python -m pytest -m gpu tests/test_gpu.py

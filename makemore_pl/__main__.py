@@ -1,22 +1,23 @@
 """Starts the command line: `python -m makemore_pl`."""
 
+import gc
 import os
-import signal
 
-from makemore_pl.commands.process import end_with_parent
+from makemore_pl.process import end_with_parent, keep_freed_memory, stop_on_signals
 
 
 def main() -> None:
-    """Runs the command line; during the seconds of its imports Ctrl-C ends it at once."""
+    """Runs the command line. What has to come before the imports, which take seconds, is done here."""
     end_with_parent()
-    before = signal.getsignal(signal.SIGINT)
-    if before == signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
-    # Waiting threads sleep and leave the core to other work; torch reads this variable when it is imported.
+    stop_on_signals()
+    keep_freed_memory()
+    # Threads that wait sleep, and leave the core to other work; torch reads this variable when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from makemore_pl.commands import cli
+    gc.disable()  # collecting garbage during the imports would take a second
+    from makemore_pl import cli
 
-    signal.signal(signal.SIGINT, before)
+    gc.freeze()
+    gc.enable()
     cli.main()
 
 

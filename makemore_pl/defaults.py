@@ -1,9 +1,10 @@
 """What `fit` takes for a list of your own where a flag is omitted: a function of three figures of the list.
 
-The words of names.txt, in any order, keep the lecture's network. docs/lists.md has the rule as a table, and results.
+The words of names.txt, in any order, keep the lecture's network. docs/results.md has the rule as a table, and results.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 CELLS = 2**20
 """Up to this number, distinct contexts x characters, an update takes all windows."""
@@ -16,6 +17,14 @@ EMBEDDING_DIM, HIDDEN_SIZE = 32, 800
 
 PATIENCE = 8
 """Validations in a row without a smaller loss after which a run ends, where the number of updates was chosen too."""
+
+TOGETHER = {
+    "data.smoothing": ("data.steps_per_execution",),
+    "model.lr": ("model.optimizer",),
+    "model.weight_decay": ("model.optimizer",),
+    "trainer.max_steps": ("trainer.max_",),
+}
+"""For some flags those that also decide: where one is given, nothing is chosen."""
 
 
 class Figures(NamedTuple):
@@ -42,18 +51,33 @@ class Training(NamedTuple):
     max_steps: int
 
 
-def choose(figures: Figures) -> dict[str, Any]:
-    """Chooses options from the size of a list: the name of a flag -> its value."""
-    chosen = training(figures)
-    return {
-        "data.batch_size": chosen.batch_size,
-        "data.smoothing": chosen.smoothing,
+def choose(figures: Figures, given: Callable[[str], bool]) -> list[str]:
+    """Chooses flags for a list, and the EarlyStopping of a run whose length is chosen.
+
+    Args:
+        figures: of its training split.
+        given: tells whether the user has given a flag, or one that begins with it: then it is not chosen.
+    """
+    row = training(figures)
+    chosen = {
+        "data.batch_size": row.batch_size,
+        "data.smoothing": row.smoothing,
         "model.embedding_dim": EMBEDDING_DIM,
         "model.hidden_size": max(1, min(HIDDEN_SIZE, WEIGHTS // figures.vocab_size)),
-        "model.lr": chosen.lr,
-        "model.weight_decay": chosen.weight_decay,
-        "trainer.max_steps": chosen.max_steps,
+        "model.lr": row.lr,
+        "model.weight_decay": row.weight_decay,
+        "trainer.max_steps": row.max_steps,
     }
+    flags = [
+        f"--{flag}={value}"
+        for flag, value in chosen.items()
+        if value is not None and not any(map(given, (flag, *TOGETHER.get(flag, ()))))
+    ]
+    if not any(map(given, ("trainer.max_", "trainer.min_", "trainer.callbacks"))):
+        early = {"monitor": "val/loss", "patience": PATIENCE, "check_on_train_epoch_end": "false"}
+        flags.append("--trainer.callbacks+=EarlyStopping")
+        flags += [f"--trainer.callbacks.{name}={value}" for name, value in early.items()]
+    return flags
 
 
 def training(figures: Figures) -> Training:

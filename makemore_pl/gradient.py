@@ -1,22 +1,22 @@
 """Gradients by hand, as in makemore part 4, where they cost less than torch's own.
 
-Shapes: K steps, B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
+Shapes: K updates, B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_MINUS_ONE = torch.tensor(-1.0)
-
 
 class _Tanh(torch.autograd.Function):
+    generate_vmap_rule = True  # torch.func.vmap, for the gradient of each window
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        h = (2 * x).sigmoid_()
-        return torch.add(_MINUS_ONE, h, alpha=2, out=h)  # 2 sigmoid(2x) - 1, in few passes
+        return (2 * x).sigmoid_().mul_(2).sub_(1)  # 2 sigmoid(2x) - 1, in the memory of 2x
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -25,10 +25,6 @@ class _Tanh(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return torch.ops.aten.tanh_backward(grad, *ctx.saved_tensors)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
-        return _Tanh.apply(x), in_dims[0]  # type: ignore[no-untyped-call]  # element by element, whatever the dimensions mean
 
 
 def tanh(x: Tensor) -> Tensor:
@@ -47,19 +43,13 @@ def tanh(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sgd_steps(
-    C: Tensor,
-    W1: Tensor,
-    b1: Tensor,
-    W2: Tensor,
-    b2: Tensor,
-    X: Tensor | Sequence[Tensor],
-    Y: Tensor | Sequence[Tensor],
-    lrs: Sequence[float],
-) -> None:
-    """Takes steps of plain gradient descent on the mean cross-entropy, in place.
+    C: Tensor, W1: Tensor, b1: Tensor, W2: Tensor, b2: Tensor, X: Tensor, Y: Tensor, lrs: Sequence[float]
+) -> float:
+    """Takes K steps of plain gradient descent on the mean cross-entropy, in place.
 
-    The same arithmetic as autograd and `torch.optim.SGD`, in a third of the time at batch 32, where autograd costs
-    more than arithmetic: gradients are added to the weights as they are computed.
+    The same arithmetic as autograd and `torch.optim.SGD`, in a quarter of the time at batch 32. There a call costs more
+    than its arithmetic, and NumPy's calls cost half of torch's. It works on the memory of the tensors themselves; those
+    of a GPU are copied to the CPU and back.
 
     Args:
         C: (V, E) embeddings.
@@ -67,29 +57,38 @@ def sgd_steps(
         b1: (H) hidden biases.
         W2: (H, V) output weights.
         b2: (V) output biases.
-        X: (K, B, T) int64 contexts, a batch for each step; or a sequence of K, of any sizes.
-        Y: (K, B) int64 next characters; or a sequence of K.
+        X: (K, B, T) int64 contexts.
+        Y: (K, B) int64 next characters.
         lrs: K learning rates.
+
+    Returns:
+        The mean loss of the K batches, each before its update.
     """
-    if not isinstance(X, Tensor) or not isinstance(Y, Tensor):
-        for x, y, lr in zip(X, Y, lrs, strict=True):
-            sgd_steps(C, W1, b1, W2, b2, x[None], y[None], [lr])
-        return
-    (K, B, T), E = X.shape, C.shape[1]
-    W1_t, W2_t = W1.t(), W2.t()  # views: they follow the updates
-    ones, minus_ones = C.new_ones(B), C.new_full((B, 1), -1.0)
-    tanh_backward = torch.ops.aten.tanh_backward
-    for x, y, lr in zip(X.view(K, B * T).unbind(), Y[:, :, None].unbind(), lrs, strict=True):
-        emb = C.index_select(0, x).view(B, T * E)
-        h = torch.addmm(b1, emb, W1, beta=2, alpha=2).sigmoid_()
-        h = torch.add(_MINUS_ONE, h, alpha=2, out=h)  # tanh(x) = 2 sigmoid(2x) - 1, in one pass less than above
-        # Of B times the loss: softmax less one-hot, then backwards through each line of the forward pass.
-        dlogits = torch.addmm(b2, h, W2).softmax(1).scatter_add_(1, y, minus_ones)
-        dhpreact = tanh_backward(dlogits @ W2_t, h)
-        demb = (dhpreact @ W1_t).view(B * T, E)
-        step = -lr / B
-        W2.addmm_(h.t(), dlogits, alpha=step)
-        b2.addmv_(dlogits.t(), ones, alpha=step)
-        W1.addmm_(emb.t(), dhpreact, alpha=step)
-        b1.addmv_(dhpreact.t(), ones, alpha=step)
-        C.index_add_(0, x, demb, alpha=step)
+    parameters, (K, B, _) = (C, W1, b1, W2, b2), X.shape
+    arrays: list[Any] = [parameter.detach().cpu().numpy() for parameter in parameters]
+    C, W1, b1, W2, b2 = arrays
+    n, loss = np.arange(B), 0.0
+    for x, y, lr in zip(X.cpu().numpy(), Y.cpu().numpy(), lrs, strict=True):
+        # Forward pass.
+        emb = C[x].reshape(B, -1)
+        h = np.tanh(emb @ W1 + b1)
+        logits = h @ W2 + b2
+        logits -= logits.max(1, keepdims=True)
+        counts = np.exp(logits)
+        counts_sum = counts.sum(1, keepdims=True)
+        loss += np.log(counts_sum).sum() - logits[n, y].sum()
+        # Backward pass, through each of these lines; each gradient is already multiplied by the learning rate.
+        dlogits = counts / counts_sum
+        dlogits[n, y] -= 1
+        dlogits *= lr / B
+        dhpreact = (1 - h * h) * (dlogits @ W2.T)
+        demb = dhpreact @ W1.T
+        # Update.
+        W2 -= h.T @ dlogits
+        b2 -= dlogits.sum(0)
+        W1 -= emb.T @ dhpreact
+        b1 -= dhpreact.sum(0)
+        np.subtract.at(C, x, demb.reshape(*x.shape, -1))  # type: ignore[arg-type]  # a character may occur several times
+    for parameter, array in zip(parameters, arrays, strict=True):
+        parameter.copy_(torch.from_numpy(array))
+    return float(loss) / (K * B)

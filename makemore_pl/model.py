@@ -3,38 +3,29 @@
 Shapes: B batch, T block size (context length), E embedding dimension, H hidden units, V vocabulary size.
 """
 
+import math
 import string
+import zipfile
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
+from torchmetrics import SumMetric
 
-from makemore_pl.checkpoint import FromCheckpoint
+from makemore_pl import optimization
 from makemore_pl.gradient import tanh
-from makemore_pl.memory import require_memory
-from makemore_pl.metrics import Evaluation, KeepMetrics, count
-from makemore_pl.optimization import (
-    EndOfRun,
-    OptimizerName,
-    ScheduleName,
-    loss_and_mean,
-    make_optimizer,
-    make_schedule,
-    require_optimizer,
-    take_steps,
-    takes_blocks,
-)
-from makemore_pl.options import require_choice, require_fit, require_same_run, require_sizes
+from makemore_pl.optimization import OptimizerName, ScheduleName, num_windows
 from makemore_pl.sampling import Draw, NextLogits, Sampler, score_words
 from makemore_pl.vocabulary import Vocabulary
 
 Init = Literal["lecture", "scaled"]
 
 
-class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
+class MLP(LightningModule):
     """Predicts the next character from the last `block_size` characters.
 
     Five tensors, nothing else: C (V, E), W1 (T*E, H), b1 (H), W2 (H, V), b2 (V).
@@ -53,11 +44,9 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
             zero over the rest; `halfway`: a tenth of lr from the middle of the run on (the lecture's 0.1, then 0.01).
             Where no number of steps or epochs ends the run, all three are constant.
         weight_decay: AdamW's, applied to all five tensors; sgd uses none.
-        momentum: AdamW's first beta, how much of the mean gradient stays from one step to the next; the second, of its
-            square, is a third as far from 1. Near 1 for thousands of steps that take all windows; sgd uses none.
 
     Raises:
-        ValueError: if a size is below 1 or beyond this machine's memory, or another number is out of its range.
+        ValueError: if an option is out of its range.
     """
 
     def __init__(
@@ -72,20 +61,23 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         lr: float = 0.04,
         schedule: ScheduleName = "linear",
         weight_decay: float = 0.3,
-        momentum: float = 0.85,
     ) -> None:
         super().__init__()
-        require_sizes(block_size=block_size, embedding_dim=embedding_dim, hidden_size=hidden_size)
-        require_choice("init", init, Init)
-        require_optimizer(optimizer, schedule, lr, weight_decay, momentum)
-        if not -(2**63) <= seed < 2**63:
-            raise ValueError(f"seed is {seed}: expected a number of 64 bits, with its sign")
+        for name, size in [("block_size", block_size), ("embedding_dim", embedding_dim), ("hidden_size", hidden_size)]:
+            if size < 1:
+                raise ValueError(f"{name} is {size}: expected 1 or more")
+        for name, number in {"lr": lr, "weight_decay": weight_decay}.items():
+            if not 0 <= number < math.inf:
+                raise ValueError(f"{name} is {number:g}: expected 0 or more")
+        choices = ("init", init, Init), ("optimizer", optimizer, OptimizerName), ("schedule", schedule, ScheduleName)
+        for name, word, words in choices:
+            if word not in get_args(words):
+                raise ValueError(f"{name} is {word}: expected {' or '.join(get_args(words))}")
         self.save_hyperparameters()
         self.vocabulary = Vocabulary(vocabulary)
         self.block_size = block_size
 
         V, T, E, H = len(self.vocabulary), block_size, embedding_dim, hidden_size
-        require_memory(4 * (V * E + T * E * H + H + H * V + V), "a model of these sizes")
         g = torch.Generator().manual_seed(seed)
         C = torch.randn((V, E), generator=g)
         W1 = torch.randn((T * E, H), generator=g)
@@ -99,7 +91,7 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
             b2 *= 0
         self.C, self.W1, self.b1, self.W2, self.b2 = map(nn.Parameter, (C, W1, b1, W2, b2))
 
-        self.evaluation = Evaluation()
+        self.nll, self.hits, self.windows = (SumMetric(nan_strategy="disable") for _ in range(3))  # of a validation
         self.mixture: NextLogits | None = None  # names are drawn and scored from it if there is one
 
     def __repr__(self) -> str:
@@ -130,83 +122,89 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = F.cross_entropy(logits, Y if Y.ndim == 1 else Y.to(logits.dtype), reduction="sum")
-        return nll / count(Y) if reduction == "mean" else nll
+        return nll / num_windows(Y) if reduction == "mean" else nll
 
     def configure_callbacks(self) -> list[Callback]:
-        return [KeepMetrics(), EndOfRun()]
+        return [optimization.KeepMetrics(), optimization.EndOfRun()]
 
     def setup(self, stage: str) -> None:
-        """Prepares a run.
-
-        Raises:
-            ValueError: if the data has another block size or other characters than the model.
-        """
         # Lightning does this after a checkpoint was loaded, and would so round weights of 64 bits to 32.
         self.trainer.precision_plugin.convert_module(self)
-        if stage != "predict":
-            require_fit(self, getattr(self.trainer, "datamodule", None))
         if stage == "fit":
-            self.automatic_optimization = not takes_blocks(self.trainer)
+            optimization.require_plain_sgd(self, MLP)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = optimization.make_optimizer(self)
+        schedule = optimization.Schedule(optimizer, self)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the mean loss of a batch; takes the optimizer steps of a block of batches.
+        """Computes the mean loss of a batch; trains on a block of batches.
 
         Args:
-            batch: X (B, T) and Y, (B,) or (B, V). Of a block X (K, B, T) and Y (K, B) or (K, B, V), or lists of K.
+            batch: X (B, T) and Y, (B,) or (B, V). Of a block X (K, B, T) and Y (K, B).
             batch_idx: the number of the batch in its epoch.
         """
         X, Y = batch
-        if self.automatic_optimization:
-            loss, mean = loss_and_mean(self, X, Y)
-        else:
-            mean, lr = take_steps(self, X, Y)
-            loss = mean
-            self.log(f"lr-{type(self.trainer.optimizers[0]).__name__}", lr)  # as LearningRateMonitor calls it
-            self.log("step", float(self.global_step))  # the x axis, which would count blocks
+        compute = optimization.train_on_block if X.ndim == 3 else optimization.loss_and_mean
+        loss, mean = compute(self, X, Y)
         self.log("train/loss", mean, prog_bar=True)
         return loss
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether a subclass has changed neither the network nor its loss."""
-        return (type(self).forward, type(self).hidden, type(self).loss) == (MLP.forward, MLP.hidden, MLP.loss)
+    def on_validation_epoch_start(self) -> None:
+        for metric in (self.nll, self.hits, self.windows):
+            metric.set_dtype(torch.float32).reset()  # sums in 32 bits, whatever the precision of the model
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         X, Y = batch
         logits = self(X)
-        self.evaluation.update(logits, Y, self.loss(logits, Y, reduction="sum"))
-
-    test_step = validation_step
-
-    def on_validation_epoch_start(self) -> None:
-        self.evaluation.reset()
-
-    on_test_epoch_start = on_validation_epoch_start
+        guess = logits.argmax(dim=1, keepdim=True)
+        self.nll.update(self.loss(logits, Y, reduction="sum"))
+        self.hits.update((guess[:, 0] == Y) if Y.ndim == 1 else Y.gather(1, guess))
+        self.windows.update(num_windows(Y))
 
     def on_validation_epoch_end(self) -> None:
-        stage = "test" if self.trainer.testing else "val"
-        for name, mean in self.evaluation.compute().items():
+        # Sums over all batches and devices give the means over the split, however it is cut.
+        nll, hits, windows = (metric.compute() for metric in (self.nll, self.hits, self.windows))
+        stage, loss = "test" if self.trainer.testing else "val", nll / windows
+        for name, mean in {"loss": loss, "perplexity": loss.exp(), "accuracy": hits / windows}.items():
             self.log(f"{stage}/{name}", mean, prog_bar=name == "loss", sync_dist=True)
-        if not self.automatic_optimization:
-            self.log("step", float(self.global_step))
+        if (updates := optimization.updates(self.trainer)) != self.global_step:
+            self.log("step", float(updates))  # the x axis of blocks
 
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
     on_test_epoch_end = on_validation_epoch_end
 
     def on_predict_start(self) -> None:
-        self.draw = self._draw(cast(Sampler, self.trainer.predict_dataloaders))
+        loader = self.trainer.predict_dataloaders
+        self.draw = self._draw(loader) if isinstance(loader, Sampler) else None
 
-    def predict_step(self, chunk: int | list[str], batch_idx: int) -> list[str] | list[float]:
-        # Each rank draws some chunks; if names are rejected, every rank draws every chunk, so all agree on the count.
-        if not self.draw.missing:
-            raise StopIteration  # the Trainer takes it for the end of the loader, which cannot know how many are enough
-        mine = batch_idx % self.trainer.world_size == self.global_rank
-        if isinstance(chunk, list):
-            return self.score(chunk) if mine else []
-        names = self.draw.chunk(chunk) if mine or self.draw.sampler.is_picky else []
-        return names if mine else []
+    def predict_step(self, batch: Any, batch_idx: int) -> list[str] | list[float] | Tensor:
+        """Draws names, scores words, or computes logits, as the loader of `Trainer.predict` asks.
+
+        Args:
+            batch: the number of a `Sampler`'s chunk; words; or contexts X (B, T) int64, with or without their Y.
+            batch_idx: the number of the batch.
+
+        Raises:
+            ValueError: if it is none of these.
+        """
+        if isinstance(batch, int) and self.draw is not None:
+            if not self.draw.missing:
+                raise StopIteration  # for the Trainer the end of the loader, which cannot know how many are enough
+            return self.draw.chunk(batch)  # all on every rank: it takes a moment
+        if isinstance(batch, list | tuple) and all(isinstance(word, str) for word in batch):
+            return self.score(batch)
+        X = batch[0] if isinstance(batch, list | tuple) else batch
+        if isinstance(X, Tensor) and X.dtype == torch.int64 and X.shape[1:] == (self.block_size,):
+            return cast(Tensor, self(X))
+        given = f"{tuple(X.shape)} {X.dtype}" if isinstance(X, Tensor) else type(X).__name__
+        expected = f"a Sampler, batches of words, or contexts (B, {self.block_size}) int64"
+        raise ValueError(f"predict: the loader gives {given}; expected {expected}")
 
     def score(self, words: Sequence[str]) -> list[float]:
-        """Computes the natural logarithm of the probability of each word and its end."""
+        """Computes the natural logarithm of the probability of each word and its end: -inf for an unknown character."""
         return score_words(words, self.mixture or self, self.vocabulary, self.block_size, self.device).tolist()
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
@@ -216,12 +214,41 @@ class MLP(FromCheckpoint, LightningModule):  # type: ignore[misc]
     def _draw(self, sampler: Sampler) -> Draw:
         return Draw(sampler, self.mixture or self, self.vocabulary, self.block_size, self.device)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = make_optimizer(self)
-        schedule = make_schedule(optimizer, self)
-        if not self.automatic_optimization:
-            return [optimizer], [schedule]
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **options: Any) -> Self:  # type: ignore[override]
+        """Loads a model as Lightning does, but never executes code in the file, and refuses a damaged one.
+
+        Raises:
+            ValueError: if a checksum in the file does not match, or it holds another network.
+        """
+        if zipfile.is_zipfile(checkpoint_path) and zipfile.ZipFile(checkpoint_path).testzip() is not None:
+            raise ValueError(f"{checkpoint_path}: damaged: a checksum does not match; load another checkpoint")
+        return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["network"] = self._network()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        require_same_run(self, checkpoint)
+        self.require_network(checkpoint)
+        theirs, ours = checkpoint["hyper_parameters"]["vocabulary"], self.vocabulary.characters
+        if theirs != ours:
+            only = "".join(sorted(set(theirs) ^ set(ours)))[:20]
+            raise ValueError(f"the checkpoint's vocabulary is another than the model's: only one of them has {only!r}")
+
+    @classmethod
+    def require_network(cls, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another network, whose shapes may be the same.
+
+        Raises:
+            ValueError: if the class that saved them has another `forward` or `hidden`.
+        """
+        saved_by, *methods = checkpoint.get("network", MLP._network())
+        if methods != cls._network()[1:]:
+            raise ValueError(
+                f"the checkpoint holds the network of {saved_by}, not of {cls.__name__}: "
+                f"use CLI({saved_by}) or {saved_by}.load_from_checkpoint"
+            )
+
+    @classmethod
+    def _network(cls) -> list[str]:
+        return [cls.__name__, cls.forward.__qualname__, cls.hidden.__qualname__]

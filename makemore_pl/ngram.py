@@ -3,7 +3,7 @@
 Shapes: B contexts to predict, N windows, T block size (context length), V vocabulary size.
 """
 
-from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,35 +67,15 @@ class NGram:
         """
         X = context.cpu()
         p = self.unigram.repeat(len(X), 1)
-        for order, rows, number in self._known(X):
-            order.interpolate(p, rows, number)
-        p = p.log_()
-        return p if context.device.type == "cpu" else p.float().to(context.device)
-
-    def log_likelihoods(self, context: Tensor, y: Tensor) -> Tensor:
-        """Computes the log-probability of one next character each, in far less time than those of all V.
-
-        Args:
-            context: (B, T) int64.
-            y: (B,) int64.
-
-        Returns:
-            (B,) float64.
-        """
-        p = self.unigram[0, y]
-        for order, rows, number in self._known(context):
-            p[rows] = p[rows] * order.freed[number] + order.shares(number, y[rows])
-        return p.log_()
-
-    def _known(self, context: Tensor) -> Iterator[tuple["_Order", Tensor, Tensor]]:
-        """Yields the orders above the unigram, which of the contexts (B, T) were counted there, and their numbers."""
-        number, known = torch.zeros(len(context), dtype=torch.int64), torch.ones(len(context), dtype=torch.bool)
+        number, known = torch.zeros(len(X), dtype=torch.int64), torch.ones(len(X), dtype=torch.bool)
         for k in range(1, len(self.orders)):
-            wanted = number * self.vocab_size + context[:, -k]
+            wanted = number * self.vocab_size + X[:, -k]
             number = torch.searchsorted(self.keys[k], wanted).clamp_(max=len(self.keys[k]) - 1)
             known &= self.keys[k][number] == wanted
             rows = known.nonzero()[:, 0]
-            yield self.orders[k], rows, number[rows]
+            self.orders[k].interpolate(p, rows, number[rows])
+        p = p.log_()
+        return p if context.device.type == "cpu" else p.float().to(context.device)
 
 
 class _Order:
@@ -134,12 +114,6 @@ class _Order:
         pair = torch.arange(len(row)) + (self.end[context] - length.cumsum(0))[row]
         p.index_put_((rows[row], self.pairs[pair] % self.vocab_size), self.share[pair], accumulate=True)
 
-    def shares(self, context: Tensor, y: Tensor) -> Tensor:
-        """Looks up the discounted shares of next characters (B,) after contexts (B,): 0 if one was not counted."""
-        wanted = context * self.vocab_size + y
-        pair = torch.searchsorted(self.pairs, wanted).clamp_(max=len(self.pairs) - 1)
-        return torch.where(self.pairs[pair] == wanted, self.share[pair], 0.0)
-
 
 def discounts(n: Tensor) -> Tensor:
     """Estimates the discounts of counts of 1, 2, and 3 or more (Chen and Goodman 1999, equation 26).
@@ -158,8 +132,11 @@ def discounts(n: Tensor) -> Tensor:
     return torch.tensor(found, dtype=torch.float64).clamp(min=Y)  # so that every context frees some probability
 
 
+@dataclass
 class Smoothed:
     """Targets smoothed by a prediction, made where they are indexed: those of all N windows may not fit into memory.
+
+    `targets[rows]` is (B, V) float32, for a slice or (B,) int64.
 
     Args:
         X: (N, T) int64 contexts.
@@ -170,31 +147,23 @@ class Smoothed:
         device: where the targets are needed; they are made on the CPU.
     """
 
-    def __init__(
-        self,
-        X: Tensor,
-        Y: Tensor | Counts,
-        expected: NextLogits,
-        vocab_size: int,
-        share: float,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.X, self.Y, self.expected = X, Y, expected
-        self.vocab_size, self.share, self.device = vocab_size, share, device
+    X: Tensor
+    Y: Tensor | Counts
+    expected: NextLogits
+    vocab_size: int
+    share: float
+    device: torch.device | str = "cpu"
 
     def __len__(self) -> int:
         return len(self.X)
 
     @torch.no_grad()
     def __getitem__(self, rows: Any) -> Tensor:
-        """Makes the targets of some windows: (B, V) float32, or (K, B, V) for rows (K, B)."""
         rows = rows.cpu() if isinstance(rows, Tensor) else rows
-        X, Y = self.X[rows], self.Y[rows]
         # A quarter of the windows of short words have the same context, the empty one.
-        contexts, place = distinct(X.flatten(0, -2), self.vocab_size)
+        contexts, place = distinct(self.X[rows], self.vocab_size)
         P = self.expected(contexts).exp()[place]
-        Y = smooth(Y if isinstance(self.Y, Counts) else Y.flatten(), P, self.share)
-        return Y.view(*X.shape[:-1], self.vocab_size).to(self.device)
+        return smooth(self.Y[rows], P, self.share).to(self.device)
 
 
 def smooth(Y: Tensor, P: Tensor, share: float) -> Tensor:

@@ -1,82 +1,29 @@
-"""Optimizers and learning rates over a run, and blocks: several updates in one batch of the Trainer's.
+"""The optimizer, the learning rate of each update, and blocks: K updates that the Trainer takes as one step.
 
 Shapes: K updates, B batch, T block size (context length), V vocabulary size.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from makemore_pl.gradient import sgd_steps
-from makemore_pl.metrics import count
-from makemore_pl.options import require_choice
 
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["constant", "linear", "halfway"]
 
 
-def require_optimizer(optimizer: str, schedule: str, lr: float, weight_decay: float, momentum: float) -> None:
-    """Checks the options of an MLP that concern its optimizer.
-
-    Raises:
-        ValueError: if one is out of its range.
-    """
-    require_choice("optimizer", optimizer, OptimizerName)
-    require_choice("schedule", schedule, ScheduleName)
-    for name, value in [("lr", lr), ("weight_decay", weight_decay)]:
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} is {value:g}: expected 0 or more")
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum is {momentum:g}: expected 0 or more, less than 1")
-
-
 def make_optimizer(model: Any) -> torch.optim.Optimizer:
     """Makes the optimizer of an MLP, without its schedule."""
-    lr, momentum, weight_decay = (model.hparams[name] for name in ("lr", "momentum", "weight_decay"))
     if model.hparams["optimizer"] == "sgd":
-        return torch.optim.SGD(model.parameters(), lr, fused=True)
-    betas = momentum, 1 - (1 - momentum) / 3
-    return torch.optim.AdamW(model.parameters(), lr, betas, weight_decay=weight_decay, fused=True)
-
-
-class Schedule(LRScheduler):
-    """Sets the learning rate of every update.
-
-    A checkpoint holds the number of updates alone: a resumed run has the rate and the options that it was given, not
-    those that the optimizer brings back.
-
-    Args:
-        optimizer: with its options.
-        name: `constant`, `linear` or `halfway`, as in `MLP`.
-        steps: updates of the whole run; infinite if only time ends it.
-        highest: gives the learning rate at its highest, which one of Lightning's finders may change.
-    """
-
-    def __init__(
-        self, optimizer: torch.optim.Optimizer, name: ScheduleName, steps: float, highest: Callable[[], float]
-    ) -> None:
-        self.name, self.steps, self.highest = name, steps, highest
-        self.options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Computes the learning rate of the update that comes next, for each group of parameters."""
-        return [self.highest() * lr_factor(self.name, self.last_epoch, self.steps)] * len(self.options)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the number of updates."""
-        return {"last_epoch": self.last_epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues after a number of updates. The optimizer must be loaded before."""
-        self.last_epoch = state_dict["last_epoch"]
-        for group, options, lr in zip(self.optimizer.param_groups, self.options, self.get_lr(), strict=True):
-            group |= options | {"lr": lr}
+        return torch.optim.SGD(model.parameters(), model.hparams["lr"], fused=True)
+    lr, weight_decay = model.hparams["lr"], model.hparams["weight_decay"]
+    # Hardly any noise is left to average in batches of all windows: shorter memories than usual learn faster.
+    return torch.optim.AdamW(model.parameters(), lr, betas=(0.85, 0.95), weight_decay=weight_decay, fused=True)
 
 
 def lr_factor(name: ScheduleName, step: int, steps: float) -> float:
@@ -87,53 +34,48 @@ def lr_factor(name: ScheduleName, step: int, steps: float) -> float:
         step: the update, counted from 0.
         steps: updates of the whole run.
     """
-    if name == "constant" or math.isinf(steps):
+    if name == "constant" or math.isinf(steps) or not steps:
         return 1.0
     if name == "halfway":
         return 1.0 if step < steps / 2 else 0.1
     return max(0.0, min((step + 1) / (steps / 10), (1 - step / steps) / 0.9, 1.0))
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, model: Any) -> Schedule:
-    """Makes the learning-rate schedule of an MLP that is attached to its Trainer."""
-    return Schedule(optimizer, model.hparams["schedule"], number_of_steps(model.trainer), lambda: model.hparams["lr"])
+class Schedule(LRScheduler):
+    """Sets the learning rate, a function of the update and of the options of an MLP.
 
-
-def number_of_steps(trainer: Trainer) -> float:
-    """Computes the updates of the whole run; infinite if only time ends it."""
-    steps = trainer.estimated_stepping_batches  # this loads the loader
-    if trainer.lightning_module.automatic_optimization or trainer.max_epochs in (None, -1):
-        return steps
-    loader: Any = trainer.train_dataloader  # of which Lightning counts the blocks
-    per_epoch = min(loader.steps_per_epoch, trainer.num_training_batches * loader.steps_per_execution)
-    limit = trainer.max_steps if trainer.max_steps != -1 else math.inf
-    return min(limit, per_epoch * trainer.max_epochs)
-
-
-def takes_blocks(trainer: Trainer) -> bool:
-    """Decides whether the batches of a run are blocks of updates, under manual optimization.
-
-    Raises:
-        ValueError: if they are, and the Trainer is to accumulate or clip gradients.
+    A run that resumes with another lr, weight decay or length has the rates of these.
     """
-    data = getattr(trainer, "datamodule", None)
-    updates = 1 if data is None else data.hparams.get("steps_per_execution", 1)
-    if updates > 1 and (trainer.accumulate_grad_batches > 1 or trainer.gradient_clip_val):
-        raise ValueError(f"steps_per_execution is {updates}: expected 1 where gradients are accumulated or clipped")
-    return updates > 1
+
+    def __init__(self, optimizer: torch.optim.Optimizer, model: Any) -> None:
+        self.model, self.steps = model, total_updates(model.trainer)
+        self.options = [{key: group[key] for key in group if key != "params"} for group in optimizer.param_groups]
+        super().__init__(optimizer)
+
+    def rates(self, K: int) -> list[float]:
+        """Computes the learning rates of the next K updates."""
+        hparams, first = self.model.hparams, updates(self.model.trainer)
+        return [hparams["lr"] * lr_factor(hparams["schedule"], first + k, self.steps) for k in range(K)]
+
+    def get_lr(self) -> list[float | Tensor]:
+        return [*self.rates(1)] * len(self.optimizer.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": updates(self.model.trainer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Puts back the options that were given, since the optimizer has loaded those of the checkpoint."""
+        if state_dict["updates"] != updates(self.model.trainer):
+            raise ValueError(
+                "the checkpoint was saved with other blocks: resume with its steps_per_execution and steps_per_epoch"
+            )
+        for group, options in zip(self.optimizer.param_groups, self.options, strict=False):
+            group |= options | {"lr": self.rates(1)[0]}
 
 
-class EndOfRun(Callback):
-    """Ends a run at its last update, wherever that lies in an epoch, and not before."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continues after one of Lightning's finders, which trains to a limit of its own and stops the Trainer."""
-        trainer.should_stop = False
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Has the final weights validated and saved, also where the last step lies inside an epoch."""
-        if trainer.global_step == trainer.max_steps:
-            trainer.should_stop = True
+def num_windows(Y: Tensor) -> Tensor:
+    """Counts the windows in Y, (B,) next characters or (B, V) counts: a scalar on its device."""
+    return Y.new_full((), len(Y)) if Y.ndim == 1 else Y.sum()
 
 
 def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +89,7 @@ def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Two scalars.
     """
-    nll, windows = model.loss(model(X), Y, reduction="sum"), count(Y)
+    nll, windows = model.loss(model(X), Y, reduction="sum"), num_windows(Y)
     if model.trainer.world_size == 1:
         return nll / windows, nll.detach() / windows
     # Devices may hold unequal shares of the batch, and their gradients are averaged: divided by the windows of the
@@ -157,60 +99,114 @@ def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     return nll / mean_windows, mean_nll / mean_windows
 
 
-def take_steps(model: Any, X: Any, Y: Any) -> tuple[Tensor, float]:
-    """Takes an optimizer step, and a step of each scheduler, for each of K batches.
+# Blocks.
+
+
+def updates(trainer: Trainer) -> int:
+    """Counts the updates that a run has taken; Lightning's `global_step` counts its blocks."""
+    return int(_updates_in(trainer, trainer.global_step))
+
+
+def total_updates(trainer: Trainer) -> float:
+    """Counts the updates of a whole run; infinite if only time ends it."""
+    trainer.fit_loop.setup_data()  # the loader knows how many an epoch has
+    return _updates_in(trainer, trainer.estimated_stepping_batches)
+
+
+def _updates_in(trainer: Trainer, steps: float) -> float:
+    loader: Any = trainer.train_dataloader
+    if getattr(loader, "steps_per_execution", 1) == 1 or math.isinf(steps):
+        return steps
+    epochs, blocks = divmod(steps, len(loader))  # the last block of an epoch may be a shorter one
+    return epochs * loader.steps_per_epoch + blocks * loader.steps_per_execution
+
+
+def require_plain_sgd(model: Any, base: type) -> None:
+    """Refuses blocks of updates unless `sgd_steps` computes what autograd and the Trainer would.
 
     Args:
-        model: an MLP under manual optimization, attached to its Trainer.
-        X: (K, B, T) int64 contexts, or a list of K.
-        Y: (K, B) int64 next characters or (K, B, V) counts, or a list of K.
-
-    Returns:
-        The mean loss of the last batch and the learning rate, both before its step.
+        model: an MLP, attached to its Trainer.
+        base: MLP itself.
 
     Raises:
-        ValueError: if a scheduler waits for a metric.
+        ValueError: if there are blocks, and something is not as they need it.
     """
-    optimizer, schedulers = model.optimizers(), as_list(model.lr_schedulers())
-    if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers):
-        raise ValueError(
-            "ReduceLROnPlateau waits for a metric, and blocks step their schedulers after every update: "
-            "set steps_per_execution to 1"
-        )
-    by_hand, lrs, mean = trains_by_hand(model, optimizer.optimizer, Y[0]), [], torch.zeros(())
-    for x, y in zip(X, Y, strict=True):
-        lrs.append(optimizer.param_groups[0]["lr"])
-        optimizer.zero_grad()
-        if not by_hand:
-            loss, mean = loss_and_mean(model, x, y)
-            model.manual_backward(loss)
-        optimizer.step()  # by hand there is no gradient: the step is only counted
-        for scheduler in schedulers:
-            scheduler.step()
-    if by_hand:
-        tensors = model.C, model.W1, model.b1, model.W2, model.b2
-        sgd_steps(*tensors, X[:-1], Y[:-1], lrs[:-1])
-        with torch.no_grad():
-            mean = model.loss(model(X[-1]), Y[-1])
-        sgd_steps(*tensors, X[-1:], Y[-1:], lrs[-1:])
-    return mean, lrs[-1]
-
-
-def trains_by_hand(model: Any, optimizer: torch.optim.Optimizer, y: Tensor) -> bool:
-    """Tells whether `sgd_steps` computes what autograd would: our network, examples, plain SGD, one device."""
-    plain = {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "maximize": False}
-    return (
-        model.is_plain
-        and type(optimizer) is torch.optim.SGD
-        and len(optimizer.param_groups) == 1
-        and plain.items() <= optimizer.param_groups[0].items()
+    trainer, methods = model.trainer, ("forward", "hidden", "loss", "training_step", "configure_optimizers")
+    K = getattr(trainer.datamodule, "hparams", {}).get("steps_per_execution", 1)
+    if K == 1:
+        return
+    plain = (
+        all(getattr(type(model), name) is getattr(base, name) for name in methods)
         and all(parameter.requires_grad for parameter in model.parameters())
-        and y.ndim == 1
-        and model.trainer.world_size == 1
-        and model.trainer.precision in ("32-true", "64-true")
+        and model.hparams["optimizer"] == "sgd"
+        and trainer.world_size == trainer.accumulate_grad_batches == 1
+        and trainer.precision in ("32-true", "64-true")
+        and not trainer.gradient_clip_val
     )
+    if not plain:
+        raise ValueError(
+            f"steps_per_execution is {K}: expected 1, since blocks of updates need MLP's own network and training, "
+            "optimizer sgd, one device, precision 32-true or 64-true, and no accumulation or clipping"
+        )
+    if trainer.max_steps != -1 and not trainer.fast_dev_run:
+        raise ValueError(
+            f"max_steps is {trainer.max_steps}: expected -1 (none) with blocks of updates; end the run by "
+            "--trainer.max_epochs, each of --data.steps_per_epoch updates"
+        )
 
 
-def as_list(value: Any) -> list[Any]:
-    """Makes a list of one thing, of several, or of None."""
-    return value if isinstance(value, list) else [] if value is None else [value]
+def train_on_block(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes K updates by hand.
+
+    Args:
+        model: an MLP, attached to its Trainer.
+        X: (K, B, T) int64 contexts.
+        Y: (K, B) int64 next characters.
+
+    Returns:
+        A scalar without a gradient for any parameter, so that the step which Lightning takes with it changes nothing;
+        and the mean loss of the K batches, each before its update.
+    """
+    schedule = model.lr_schedulers()
+    # One of Lightning's own finders or averagers may have replaced the schedule: then one rate holds for the block.
+    lrs = schedule.rates(len(X)) if isinstance(schedule, Schedule) else schedule.get_last_lr() * len(X)
+    mean = torch.tensor(sgd_steps(model.C, model.W1, model.b1, model.W2, model.b2, X, Y, lrs))
+    model.log("lr-SGD", lrs[-1])  # as LearningRateMonitor calls it
+    model.log("step", float(updates(model.trainer) + len(X)))  # the x axis of logs, which would count blocks
+    return mean.clone().requires_grad_(), mean
+
+
+# Callbacks.
+
+
+class EndOfRun(Callback):
+    """Has the final weights validated and saved, also where the last step lies inside an epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            trainer.should_stop = True
+
+
+class KeepMetrics(Callback):
+    """Saves the metrics of the last validation, and logs them again at the end of the epoch that a run resumes in.
+
+    From a checkpoint that was saved after a validation, Lightning resumes with the end of the epoch, where a callback
+    such as EarlyStopping looks for its metric.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[str, float] = {}
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        metrics = trainer.callback_metrics.items()
+        self.kept = {name: float(value) for name, value in metrics if name.startswith("val/")}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.kept
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept = dict(state_dict)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for name in self.kept.keys() - trainer.callback_metrics.keys():
+            pl_module.log(name, self.kept[name], logger=False)

@@ -1,24 +1,22 @@
 """Next-character distributions -> words, and words -> their probability. Any callable that gives logits will do.
 
 Shapes: B words drawn side by side, T block size (context length), V vocabulary size.
-
-Over 300 lines: a sixth of it documents the options.
 """
 
 import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count, takewhile
+from itertools import count
 from typing import Literal
+from unicodedata import normalize
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makemore_pl.terminal import brief
-from makemore_pl.vocabulary import BOUNDARY, Vocabulary, as_in_list
-from makemore_pl.windows import CELLS_AT_ONCE, build_windows, rows_at_once
+from makemore_pl.vocabulary import BOUNDARY, Vocabulary
+from makemore_pl.windows import build_windows, rows_at_once
 
 NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
@@ -27,7 +25,10 @@ CHUNK = 2**16
 """Words drawn side by side. A word depends only on the seed and its place: the first of many are those of a few."""
 
 EMPTY_CHUNKS = 16
-"""Chunks drawn one after the other without a name that matches the pattern, before it is given up."""
+"""Chunks in a row without a name that matches the pattern, before it is given up."""
+
+LONGEST = 100
+"""Names are cut off at this many characters: an untrained model may never end one."""
 
 SEED = 2147483647
 """The notebook's."""
@@ -45,93 +46,72 @@ class Sampler:
     Args:
         num_names: how many names to draw.
         prompt: how every name begins; in small letters if the list has no capitals.
+        temperature: divides the logits: below 1, names are more like the list; above 1, more diverse; at 0 each
+            character is the likeliest.
+        top_k: draw each character only from the N most likely; from all if omitted.
         unique: no duplicates.
         novel: only names that are not in the list.
-        pattern: only names that match this regular expression from beginning to end: `.*ette`, `[aeiou].{4}`.
-        temperature: divides the logits: below 1, names are more like the list; above 1, more diverse.
-        top_k: draw each character only from the N most likely; from all if omitted.
-        top_p: draw each character only from the most likely that make up this share of the probability.
-        min_length: the fewest characters of a name.
-        max_length: names are cut off at this many characters.
+        pattern: only names that match this regular expression from beginning to end: `.*ette`, `[aeiou].*`; names of
+            three to eight characters: `.{3,8}`.
         seed: random seed; the same seed gives the same names, and fewer names are the first of more. `random` takes a
             new one.
         where: names -> the split of each, or `new`: `NamesDataModule.where`, for `novel`.
 
     Raises:
-        ValueError: if an option is out of range, min_length is above max_length, or the prompt is longer than that.
+        ValueError: if an option is out of range, or the pattern is not a regular expression.
     """
 
     def __init__(
         self,
         num_names: int = 20,
         prompt: str = "",
+        temperature: float = 1.0,
+        top_k: int | None = None,
         unique: bool = False,
         novel: bool = False,
         pattern: str | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float = 1.0,
-        min_length: int = 1,
-        max_length: int = 100,
         seed: int | Literal["random"] = SEED,
         where: Callable[[list[str]], list[str]] | None = None,
     ) -> None:
         if num_names < 1:
             raise ValueError(f"num_names is {num_names}: expected 1 or more")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature is {temperature:g}: expected a number above 0")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is {temperature:g}: expected 0 or more")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k is {top_k}: expected 1 or more")
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p:g}: expected a share above 0, at most 1")
-        if not 1 <= min_length <= max_length:
-            raise ValueError(f"min_length is {min_length}: expected 1 or more, no more than max_length, {max_length}")
-        if max_length < len(prompt):
-            raise ValueError(f"max_length is {max_length}: expected room for the prompt {prompt!r}")
         self.num_names = num_names
-        self.prompt = prompt
-        self.unique = unique
-        self.novel = novel
-        try:
-            self.pattern = None if pattern is None else re.compile(pattern)
-        except (re.error, OverflowError) as error:
-            raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
+        self.prompt = normalize("NFC", prompt)  # as the words of a list
         self.temperature = temperature
         self.top_k = top_k
-        self.top_p = top_p
-        self.min_length = min_length
-        self.max_length = max_length
+        self.unique = unique
+        self.novel = novel
+        self.pattern = None if pattern is None else compile_pattern(pattern)
         self.is_new_seed = seed == "random"
         self.seed = random.SystemRandom().randrange(2**31) if seed == "random" else seed
         self.where = where
-
-    @property
-    def batch_size(self) -> int:
-        """The most words that are drawn side by side."""
-        return min(self.num_names, CHUNK)
 
     @property
     def is_picky(self) -> bool:
         """Whether names are rejected, so that the number of chunks is not known beforehand."""
         return self.unique or self.novel or self.pattern is not None
 
-    def encode_prompt(self, vocabulary: Vocabulary) -> list[int]:
-        """Returns the ids of the prompt, in small letters if the vocabulary has no others.
-
-        Raises:
-            ValueError: if it holds a character that is not in the vocabulary.
-        """
-        try:
-            return vocabulary.encode(as_in_list([self.prompt], vocabulary, "prompt")[0])
-        except ValueError as error:
-            raise ValueError(f"prompt {error}: {brief(vocabulary.characters)}") from None
-
     def __iter__(self) -> Iterator[int]:
         return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
 
 
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Compiles a regular expression for whole names; a shell's `*ette` and a bare `ette` are told the right form."""
+    if pattern == re.escape(pattern):
+        raise ValueError(f"pattern {pattern!r} is for the whole name: write '.*{pattern}.*' for a part of it")
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError) as error:
+        meant = f"; did you mean {pattern.replace('*', '.*')!r}?" if pattern.startswith("*") else ""
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}{meant}") from None
+
+
 class Draw:
-    """Draws the words of a sampler from a model, once. `missing` counts the names still to come if some are rejected.
+    """Draws the words of a sampler from a model, once.
 
     Args:
         sampler: what to draw.
@@ -139,6 +119,9 @@ class Draw:
         vocabulary: of the V tokens.
         block_size: T.
         device: where `next_logits` computes.
+
+    Attributes:
+        missing: how many names are still to come.
 
     Raises:
         ValueError: if the prompt holds a character that is not in the vocabulary, or `novel` has no `where`.
@@ -152,29 +135,110 @@ class Draw:
         block_size: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.prompt = sampler.encode_prompt(vocabulary)
         if sampler.novel and sampler.where is None:
-            raise ValueError("novel compares names with a list; pass `where`, that of a NamesDataModule")
+            raise ValueError("novel compares names with a list: pass `where`, that of a NamesDataModule")
+        try:
+            self.prompt = vocabulary.encode(vocabulary.in_its_case(sampler.prompt))
+        except ValueError as error:
+            raise ValueError(f"prompt {error}") from None
         self.sampler = sampler
         self.missing = sampler.num_names
         self.next_logits = next_logits
-        self.vocabulary = vocabulary
-        self.block_size = block_size
+        self.V, self.T = len(vocabulary), block_size
         self.device = device
-        self.contexts = len(vocabulary) ** block_size
-        self.looks_up = self.contexts <= min(TABLE_CONTEXTS, CELLS_AT_ONCE // len(vocabulary))
-        self.tables: dict[bool, Tensor] = {}
+        contexts = self.V**self.T
+        self.looks_up = contexts <= rows_at_once(self.V, TABLE_CONTEXTS)
+        self.tables: dict[bool, Tensor] = {}  # for `may_end`: the distributions of all contexts
+        self.code_points = torch.tensor([0, *map(ord, vocabulary.characters)], dtype=torch.int32, device=device)
         self.seen: set[str] = set()
-        self.empty = 0  # chunks without a name, one after the other
+        self.empty = 0  # chunks in a row without a name
 
-    def table(self, may_end: bool) -> Tensor:
-        """The distributions (V**T, V) of all contexts, as `cdf` gives them; computed once."""
+    def names(self) -> Iterator[str]:
+        """Draws all names, one after the other."""
+        for number in self.sampler:
+            yield from self.chunk(number)
+            if not self.missing:
+                return
+
+    def chunk(self, number: int) -> list[str]:
+        """Draws a chunk, and returns those of its names that are kept; chunks are drawn in order.
+
+        Raises:
+            ValueError: if a chunk has none to keep; where there is a pattern, `EMPTY_CHUNKS` in a row.
+        """
+        sampler = self.sampler
+        names = self.draw(number, self.missing * (8 if sampler.is_picky else 1))  # often enough, and a small part
+        kept = self.keep(names)
+        if self.missing and len(names) < CHUNK:
+            kept += self.keep(self.draw(number, CHUNK)[len(names) :])
+        self.empty = 0 if kept else self.empty + 1
+        if self.empty == (1 if sampler.pattern is None else EMPTY_CHUNKS):
+            asked = "unique " * sampler.unique + "novel " * sampler.novel + "one"
+            if sampler.pattern is not None:
+                asked += f" that matches {sampler.pattern.pattern!r} as a whole (.* stands for any characters)"
+            raise ValueError(
+                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {asked} among "
+                f"{self.empty * CHUNK:,} drawn; lower num_names, or raise temperature or top_k"
+            )
+        return kept
+
+    def keep(self, names: list[str]) -> list[str]:
+        """Rejects names that the sampler does not ask for, and those beyond `missing`."""
+        sampler = self.sampler
+        if sampler.pattern is not None:
+            names = [name for name in names if sampler.pattern.fullmatch(name)]
+        if sampler.unique:
+            names = [name for name in dict.fromkeys(names) if name not in self.seen]
+            self.seen.update(names)
+        if sampler.novel:
+            assert sampler.where is not None
+            names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
+        names = names[: self.missing]
+        self.missing -= len(names)
+        return names
+
+    def draw(self, number: int, size: int) -> list[str]:
+        """Draws the first names of a chunk, at most `CHUNK`."""
+        B, device = min(CHUNK, size), self.device
+        start = ([BOUNDARY] * self.T + self.prompt)[-self.T :]
+        context = torch.tensor([start], device=device).repeat(B, 1)
+        alive = torch.arange(B, device=device)  # the words that have not reached the boundary
+        columns = [self.code_points[token].expand(B) for token in self.prompt]
+        while len(columns) < LONGEST and len(alive):
+            # Seeding with a string mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
+            seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
+            u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
+            token = self.next(context, u, may_end=len(columns) > 0)  # a list holds no empty words
+            columns.append(self.code_points.new_zeros(B).index_copy_(0, alive, self.code_points[token]))
+            context = torch.cat([context[:, 1:], token[:, None]], dim=1)
+            # The host waits for the device here only: once per character of a chunk.
+            unfinished = token.nonzero()[:, 0]
+            alive, context = alive.index_select(0, unfinished), context.index_select(0, unfinished)
+        # numpy reads a row of code points as a text, without the zeros at its end.
+        return torch.stack(columns, dim=1).cpu().numpy().view(f"U{len(columns)}")[:, 0].tolist()
+
+    def next(self, context: Tensor, u: Tensor, may_end: bool = True) -> Tensor:
+        """Draws the next character of each word.
+
+        Args:
+            context: (B, T) int64.
+            u: (B,) uniform random numbers in [0, 1).
+            may_end: whether the boundary may come up.
+
+        Returns:
+            (B,) int64.
+        """
+        if not self.looks_up:
+            rows = rows_at_once(self.V, CHUNK)
+            parts = zip(torch.split(context, rows), torch.split(u, rows), strict=True)
+            return torch.cat([invert(self.cdf(x, may_end), part) for x, part in parts])
         if may_end not in self.tables:
-            V = len(self.vocabulary)
-            number = torch.arange(self.contexts, device=self.device)
-            digits = [number // V**t % V for t in reversed(range(self.block_size))]
-            self.tables[may_end] = self.cdf(torch.stack(digits, dim=1), may_end)
-        return self.tables[may_end]
+            contexts = torch.cartesian_prod(*[torch.arange(self.V, device=self.device)] * self.T)
+            self.tables[may_end] = self.cdf(contexts.view(-1, self.T), may_end)  # (V**T, V)
+        row = torch.zeros_like(context[:, 0])
+        for column in context.unbind(dim=1):
+            row = row * self.V + column
+        return invert(F.embedding(row, self.tables[may_end]), u)
 
     @torch.no_grad()
     def cdf(self, context: Tensor, may_end: bool) -> Tensor:
@@ -182,107 +246,13 @@ class Draw:
         logits = self.next_logits(context).to(self.device).float()
         if not may_end:
             logits[:, BOUNDARY].fill_(-torch.inf)
-        temperature = min(max(self.sampler.temperature, 1e-30), 1e30)  # beyond, it is 0 or infinite in float32
+        # 0 leaves the likeliest alone; beyond these bounds it would be 0 or infinite in float32.
+        temperature = min(max(self.sampler.temperature, 1e-30), 1e30)
         logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
         if self.sampler.top_k is not None:
-            least = logits.topk(min(self.sampler.top_k, logits.shape[1])).values[:, -1:]
+            least = logits.topk(min(self.sampler.top_k, self.V)).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
-        probabilities = torch.softmax(logits, dim=1)
-        if self.sampler.top_p < 1:
-            likeliest, place = probabilities.sort(dim=1, descending=True, stable=True)
-            spare = likeliest.cumsum(dim=1) - likeliest >= self.sampler.top_p  # the likelier ones are enough
-            spare[:, 0].fill_(False)  # also where top_p is 0 in float32
-            probabilities = probabilities.masked_fill(torch.zeros_like(spare).scatter(1, place, spare), 0.0)
-        return probabilities.cumsum(dim=1)
-
-    def chunk(self, number: int) -> list[str]:
-        """Draws one chunk. Unless names are rejected, chunks can be drawn in any order, on any device."""
-        if self.sampler.is_picky:
-            return self.pick(number)
-        return self.draw(number, self.sampler.num_names - number * CHUNK)
-
-    def pick(self, number: int) -> list[str]:
-        """Draws one chunk and keeps the names that are asked for; the chunks must be drawn in order.
-
-        Raises:
-            ValueError: if it keeps no name of a whole chunk; of `EMPTY_CHUNKS` where there is a pattern.
-        """
-        sampler, kept, drawn = self.sampler, list[str](), 0
-        for size in (8 * self.missing, CHUNK):  # the first few of the chunk are often enough
-            if not self.missing:
-                break
-            names = self.draw(number, size)[drawn:]
-            drawn += len(names)
-            if sampler.pattern is not None:
-                names = [name for name in names if sampler.pattern.fullmatch(name)]
-            if sampler.unique:
-                names = [name for name in dict.fromkeys(names) if name not in self.seen]
-            if sampler.novel:
-                assert sampler.where is not None
-                names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
-            names = names[: self.missing]
-            self.missing -= len(names)
-            self.seen.update(names if sampler.unique else ())
-            kept += names
-        self.empty = self.empty + 1 if drawn == CHUNK and not kept else 0
-        if self.empty == (1 if sampler.pattern is None else EMPTY_CHUNKS):
-            asked = " and ".join(name for name in ("unique", "novel") if getattr(sampler, name))
-            pattern = f" that matches {sampler.pattern.pattern!a}" if sampler.pattern is not None else ""
-            one = f"{asked} one" if asked else "one"
-            raise ValueError(
-                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {one}{pattern} among "
-                f"{self.empty * CHUNK:,} drawn; lower num_names, or raise temperature, top_k, top_p or max_length"
-            )
-        return kept
-
-    def draw(self, number: int, size: int) -> list[str]:
-        """Draws the first names of a chunk, at most `CHUNK`."""
-        V, T, device = len(self.vocabulary), self.block_size, self.device
-        B = min(CHUNK, size)
-        start = ([BOUNDARY] * T + self.prompt)[-T:]
-        if self.looks_up:
-            context = torch.full((B,), sum(x * V**t for t, x in enumerate(reversed(start))), device=device)  # numbers
-        else:
-            context = torch.tensor([start], device=device).repeat(B, 1)  # (alive, T)
-        alive = torch.arange(B, device=device)  # the words that have not reached the boundary
-        columns = [torch.full((B,), token, device=device) for token in self.prompt]
-        while len(columns) < self.sampler.max_length and len(alive):
-            # Seeding with a string mixes its numbers well: neighbouring seeds, chunks and positions share nothing.
-            seed = random.Random(f"{self.sampler.seed} {number} {len(columns)}").getrandbits(63)
-            u = torch.rand(len(alive), generator=torch.Generator().manual_seed(seed)).to(device)
-            token, context = self.step(context, u, may_end=len(columns) >= self.sampler.min_length)
-            columns.append(torch.zeros(B, dtype=torch.int64, device=device).index_copy_(0, alive, token))
-            # The host waits for the device here only: once per character of a chunk.
-            unfinished = token.nonzero()[:, 0]
-            alive, context = alive.index_select(0, unfinished), context.index_select(0, unfinished)
-        columns.append(torch.zeros(B, dtype=torch.int64, device=device))
-        ids = torch.stack(columns, dim=1).cpu()
-        lengths = ids.count_nonzero(dim=1)
-        return self.vocabulary.decode_words(ids[torch.arange(ids.shape[1]) <= lengths[:, None]])
-
-    def step(self, context: Tensor, u: Tensor, may_end: bool = True) -> tuple[Tensor, Tensor]:
-        """Draws the next character of each word.
-
-        Args:
-            context: (B, T) int64, or their numbers (B,) int64 where there is a table.
-            u: (B,) uniform random numbers in [0, 1).
-            may_end: whether the boundary may come up; not at first, since a list holds no empty words.
-
-        Returns:
-            The characters (B,) int64 and the contexts that follow.
-        """
-        V = len(self.vocabulary)
-        parts = zip(*(torch.split(each, rows_at_once(V, CHUNK)) for each in (context, u)), strict=True)
-        if self.looks_up:
-            token = torch.cat([invert(F.embedding(x, self.table(may_end)), part) for x, part in parts])
-            return token, (context * V + token) % self.contexts
-        token = torch.cat([invert(self.cdf(x, may_end), part) for x, part in parts])
-        return token, torch.cat([context[:, 1:], token[:, None]], dim=1)
-
-    def names(self) -> Iterator[str]:
-        """Draws all names, one after the other."""
-        for number in takewhile(lambda _: self.missing, self.sampler):
-            yield from self.chunk(number)
+        return torch.softmax(logits, dim=1).cumsum(dim=1)
 
 
 def invert(cdf: Tensor, u: Tensor) -> Tensor:
@@ -312,16 +282,16 @@ def score_words(
         device: where `next_logits` computes.
 
     Returns:
-        (N,) float64 natural logarithms, on the CPU.
-
-    Raises:
-        ValueError: if a word holds a character that is not in the vocabulary.
+        (N,) float64 natural logarithms, on the CPU; -inf for a word with a character that is not in the vocabulary.
     """
-    X, Y = build_windows(as_in_list(words, vocabulary, "word"), vocabulary, block_size)
-    parts = [torch.zeros(0, dtype=torch.float64)]
-    for x, y in zip(*(torch.split(each, rows_at_once(len(vocabulary))) for each in (X, Y)), strict=True):
+    words = [vocabulary.in_its_case(word) for word in words]
+    known = torch.tensor([vocabulary.stoi.keys() >= set(word) for word in words], dtype=torch.bool)
+    X, Y = build_windows([words[i] for i in known.nonzero()[:, 0]], vocabulary, block_size)
+    rows, parts = rows_at_once(len(vocabulary)), [torch.zeros(0, dtype=torch.float64)]
+    for x, y in zip(torch.split(X, rows), torch.split(Y, rows), strict=True):
         logprobs = torch.log_softmax(next_logits(x.to(device)).float(), dim=1)
         parts.append(logprobs.cpu().gather(1, y[:, None])[:, 0].double())
-    ends = (Y == BOUNDARY).nonzero()[:, 0]
-    sums = torch.cat(parts).cumsum(0)[ends]
-    return sums.diff(prepend=torch.zeros(1, dtype=torch.float64))
+    sums = torch.cat(parts).cumsum(0)[Y == BOUNDARY]
+    scores = torch.full((len(words),), -torch.inf, dtype=torch.float64)
+    scores[known] = sums.diff(prepend=sums.new_zeros(1))
+    return scores

@@ -1,13 +1,10 @@
 """Characters <-> integers. Token 0 is the boundary before and after every word, drawn as `.`."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-
-from makemore_pl.terminal import brief, counted
-from makemore_pl.wordlist import UNPRINTABLE, describe_character
 
 BOUNDARY = 0
 
@@ -21,18 +18,17 @@ class Vocabulary:
         characters: the distinct characters, sorted: one string, so that it fits into a checkpoint.
 
     Raises:
-        ValueError: if the characters are not distinct and sorted, or one is not to be printed.
+        ValueError: if the characters are not distinct and sorted, or one is a line end, which is in no word.
     """
 
     def __init__(self, characters: str) -> None:
-        if list(characters) != sorted(set(characters)):
-            raise ValueError(f"vocabulary {brief(characters)}: expected distinct characters in sorted order")
-        if match := UNPRINTABLE.search(characters):
-            raise ValueError(f"vocabulary has {describe_character(match[0])}, which no list may have")
+        if list(characters) != sorted(set(characters) - {"\n"}):
+            raise ValueError(
+                f"vocabulary is {characters[:40]!r}: expected distinct characters in sorted order, without line ends"
+            )
         self.characters = characters
         self.stoi = {character: i for i, character in enumerate(characters, start=1)}
         self.itos = {i: character for character, i in self.stoi.items()} | {BOUNDARY: "."}
-        self.has_capitals = characters != characters.lower()
 
     @classmethod
     def from_words(cls, words: Iterable[str]) -> "Vocabulary":
@@ -49,12 +45,10 @@ class Vocabulary:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.characters == other.characters
 
-    def __hash__(self) -> int:
-        return hash(self.characters)
-
     def in_its_case(self, text: str) -> str:
         """Puts a text into small letters if the vocabulary has no capitals."""
-        return text if self.has_capitals else text.lower()
+        has_capitals = self.characters != self.characters.lower()
+        return text if has_capitals else text.lower()
 
     def encode(self, word: str) -> list[int]:
         """Returns the ids of the word's characters, without boundaries.
@@ -85,55 +79,18 @@ class Vocabulary:
         Raises:
             ValueError: if a character is not in the vocabulary.
         """
-        # Whole lists go through code points and a lookup table; a loop over characters is 20 times slower.
-        lengths = torch.tensor([len(word) for word in words], dtype=torch.int64)
-        inside = torch.ones(int(lengths.sum()) + len(words), dtype=torch.bool)
-        inside[(lengths + 1).cumsum(0) - 1] = False
-
-        code_points = _code_points("".join(words))
+        # A lookup table indexed by code points: a loop over characters is 20 times slower.
         highest = ord(self.characters[-1]) if self.characters else 0
         table = torch.zeros(highest + 2, dtype=torch.int64)  # the last entry is for all higher code points
         table[_code_points(self.characters)] = torch.arange(1, len(self))
-        ids = table[code_points.clamp(max=highest + 1)]
-        if not ids.all():
+        stream = table[_code_points("".join(f"{word}\n" for word in words)).clamp(max=highest + 1)]
+        # A line end has no id of its own, so it gives the boundary; and so does an unknown character.
+        if (stream == BOUNDARY).sum() > len(words):
             for word in words:
                 self.encode(word)  # raises, and names the word and its character
-        stream = torch.zeros(inside.shape, dtype=torch.int64)
-        stream[inside] = ids
         return stream
-
-    def decode_words(self, stream: Tensor) -> list[str]:
-        """Returns the words of a stream made by `encode_words`."""
-        end = next(i for i in range(len(self)) if chr(i) not in self.stoi)  # a character that is in no word
-        table = torch.cat([torch.tensor([end]), _code_points(self.characters)]).to(torch.int32)
-        text = table[stream].numpy().tobytes().decode("utf-32-le", "surrogatepass")
-        return text.split(chr(end))[:-1]
-
-
-def as_in_list(texts: Sequence[str], vocabulary: Vocabulary, what: str) -> Sequence[str]:
-    """Puts texts into small letters if the vocabulary has no capitals, with a warning if that changes one.
-
-    Args:
-        texts: words, or the beginnings of words.
-        vocabulary: of the list.
-        what: one of them, for the warning.
-    """
-    if message := describe_case(texts, vocabulary, what):
-        warnings.warn(message, stacklevel=2)
-    return [vocabulary.in_its_case(text) for text in texts]
-
-
-def describe_case(texts: Sequence[str], vocabulary: Vocabulary, what: str) -> str:
-    """Says which texts a vocabulary without capitals changes to small letters; empty if none."""
-    changed = [text for text in texts if vocabulary.in_its_case(text) != text]
-    if not changed:
-        return ""
-    which = f"{what} {changed[0]!r}" if len(texts) == 1 else f"{counted(len(changed), what)}, such as {changed[0]!r},"
-    return f"{which} taken in small letters: the list has no capitals"
 
 
 def _code_points(text: str) -> Tensor:
     """Returns the Unicode code points of a text, (len(text),) int64."""
-    # "surrogatepass": a str may hold lone surrogates, which are then characters like others.
-    raw = bytearray(text.encode("utf-32-le", "surrogatepass"))
-    return torch.frombuffer(raw, dtype=torch.int32).to(torch.int64) if raw else torch.zeros(0, dtype=torch.int64)
+    return torch.from_numpy(np.frombuffer(text.encode("utf-32-le"), dtype=np.int32).astype(np.int64))

@@ -13,15 +13,6 @@ from torch import Tensor
 
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 
-WORDS_PER_PART = 2**17
-"""Words whose windows are held at a time while counting: about a million windows."""
-
-CELLS_AT_ONCE = 2**22
-"""Predictions of single characters that are computed at a time, so that the memory is the same for any alphabet."""
-
-ROWS_AT_ONCE = 2**15
-"""The most contexts that are predicted at a time."""
-
 
 def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> tuple[Tensor, Tensor]:
     """Builds one window for every character and for the end of every word.
@@ -32,16 +23,14 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
     Args:
         words: the words, in order.
         vocabulary: knows every character of the words.
-        block_size: T, how many characters a context holds, >= 1.
+        block_size: T, how many characters a context holds.
 
     Returns:
         X (N, T) int64 contexts and Y (N,) int64 next characters.
 
     Raises:
-        ValueError: if block_size < 1, or a character is not in the vocabulary.
+        ValueError: if a character is not in the vocabulary.
     """
-    if block_size < 1:
-        raise ValueError(f"block_size is {block_size}: expected 1 or more")
     Y = vocabulary.encode_words(words)
     X = torch.zeros(len(Y), block_size, dtype=torch.int64)
     # The column t is the column to its right, one step earlier, cut off where the word begins.
@@ -82,12 +71,6 @@ class Counts:
     n: Tensor
     vocab_size: int
 
-    @classmethod
-    def empty(cls, block_size: int, vocab_size: int) -> "Counts":
-        """Makes the counts of no windows."""
-        none = torch.zeros(0, dtype=torch.int64)
-        return cls(none.new_zeros(0, block_size), none, none, none, vocab_size)
-
     def __len__(self) -> int:
         """M, the number of contexts."""
         return len(self.contexts)
@@ -96,12 +79,12 @@ class Counts:
         """Makes the counts (rows, V) int64 of some contexts, most of them zero."""
         start, stop, _ = rows.indices(len(self))
         pairs = self.pairs(start, stop)
-        counts = self.n.new_zeros(max(stop - start, 0), self.vocab_size)
+        counts = self.n.new_zeros(stop - start, self.vocab_size)
         return counts.index_put_((self.row[pairs] - start, self.y[pairs]), self.n[pairs])
 
     def pairs(self, start: int, stop: int) -> slice:
         """Finds the pairs of the contexts from `start` to `stop`."""
-        return slice(int(self._begin[start]), int(self._begin[max(start, stop)]))
+        return slice(int(self._begin[start]), int(self._begin[stop]))
 
     @cached_property
     def _begin(self) -> Tensor:
@@ -114,12 +97,11 @@ class Counts:
 
     def to(self, device: torch.device) -> "Counts":
         """Copies the counts to a device."""
-        return Counts(
-            self.contexts.to(device), self.row.to(device), self.y.to(device), self.n.to(device), self.vocab_size
-        )
+        contexts, row, y, n = (each.to(device) for each in (self.contexts, self.row, self.y, self.n))
+        return Counts(contexts, row, y, n, self.vocab_size)
 
 
-def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> Counts:
+def count_windows(X: Tensor, Y: Tensor, vocab_size: int, n: Tensor | None = None) -> Counts:
     """Collapses equal contexts into one, and counts what came next.
 
     The mean cross-entropy over the contexts, weighted by their counts, is the mean over the windows, and so is its
@@ -129,16 +111,17 @@ def count_windows(X: Tensor, Y: Tensor, vocab_size: int) -> Counts:
         X: (N, T) int64 contexts.
         Y: (N,) int64 next characters.
         vocab_size: V.
+        n: (N,) int64, how often each window occurs; once if omitted.
     """
     contexts, row = distinct(X, vocab_size)
-    return _collect(contexts, row, Y, torch.ones_like(Y), vocab_size)
+    keys, n = add_up(row * vocab_size + Y, torch.ones_like(Y) if n is None else n)
+    return Counts(contexts, keys // vocab_size, keys % vocab_size, n, vocab_size)
 
 
 def add_counts(first: Counts, second: Counts) -> Counts:
     """Adds two results of `count_windows`: returns the result for all their windows."""
-    contexts, row = distinct(torch.cat([first.contexts, second.contexts]), first.vocab_size)
-    row = torch.cat([row[first.row], row[len(first) :][second.row]])
-    return _collect(contexts, row, torch.cat([first.y, second.y]), torch.cat([first.n, second.n]), first.vocab_size)
+    X = torch.cat([each.contexts[each.row] for each in (first, second)])
+    return count_windows(X, torch.cat([first.y, second.y]), first.vocab_size, torch.cat([first.n, second.n]))
 
 
 def align_counts(*counted: Counts) -> list[Counts]:
@@ -147,19 +130,13 @@ def align_counts(*counted: Counts) -> list[Counts]:
     Returns:
         For each its counts of the pairs that occur in any of them: 0 for one that it lacks.
     """
-    union, V = reduce(add_counts, counted), counted[0].vocab_size
-    aligned = []
-    for own in counted:
-        # Both are sorted, so each of its pairs is found among those of all.
-        _, row = distinct(torch.cat([union.contexts, own.contexts]), V)
-        pair = torch.searchsorted(union.row * V + union.y, row[len(union) :][own.row] * V + own.y)
-        aligned.append(replace(union, n=torch.zeros_like(union.n).index_copy_(0, pair, own.n)))
-    return aligned
+    union = reduce(add_counts, counted)
+    nothing = replace(union, n=torch.zeros_like(union.n))
+    return [add_counts(nothing, each) for each in counted]
 
 
-def rows_at_once(vocab_size: int, most: int = ROWS_AT_ONCE) -> int:
-    """Computes for how many contexts the predictions of all V characters are held at a time."""
-    return max(1, min(most, CELLS_AT_ONCE // vocab_size))
+WORDS_PER_PART = 2**17
+"""Words whose windows are held at a time while counting: about a million windows."""
 
 
 def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Counts:
@@ -168,38 +145,15 @@ def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -
     Returns:
         What `count_windows` gives for `build_windows` of all words.
     """
+    parts = (words[start : start + WORDS_PER_PART] for start in range(0, max(len(words), 1), WORDS_PER_PART))
     V = len(vocabulary)
-    total = Counts.empty(block_size, V)
-    for start in range(0, len(words), WORDS_PER_PART):
-        part = count_windows(*build_windows(words[start : start + WORDS_PER_PART], vocabulary, block_size), V)
-        total = add_counts(total, part) if start else part
-    return total
+    return reduce(add_counts, (count_windows(*build_windows(part, vocabulary, block_size), V) for part in parts))
 
 
 def add_up(keys: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the distinct keys, sorted, and the sum of the numbers n of each."""
     distinct, place = torch.unique(keys, return_inverse=True)
     return distinct, torch.zeros(len(distinct), dtype=n.dtype).index_add_(0, place, n)
-
-
-def _collect(contexts: Tensor, row: Tensor, y: Tensor, n: Tensor, vocab_size: int) -> Counts:
-    """Adds up equal pairs.
-
-    Args:
-        contexts: (M, T) int64, distinct and sorted.
-        row: (N,) int64, the context of each pair.
-        y: (N,) int64 next characters.
-        n: (N,) int64 their counts.
-        vocab_size: V.
-    """
-    keys, cells = row * vocab_size + y, len(contexts) * vocab_size
-    if cells <= 4 * len(keys):  # few enough for a table, which is faster than sorting
-        table = torch.zeros(cells, dtype=torch.int64).index_add_(0, keys, n)
-        keys = table.nonzero()[:, 0]
-        n = table[keys]
-    else:
-        keys, n = add_up(keys, n)
-    return Counts(contexts, keys // vocab_size, keys % vocab_size, n, vocab_size)
 
 
 def distinct(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -209,14 +163,16 @@ def distinct(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
         if keys > 2**62 // vocab_size:  # a further character would not fit into 64 bits: renumber what there is
             key, keys = torch.unique(key, return_inverse=True)[1], len(X)
         key, keys = key * vocab_size + x, keys * vocab_size
-    if keys <= max(len(X), 2**16):  # few enough for a table, which is faster than sorting
-        seen = torch.zeros(keys, dtype=torch.int64)
-        seen[key] = 1
-        row = (seen.cumsum(0) - 1)[key]
-        M = int(seen.sum())
-    else:
-        distinct, row = torch.unique(key, return_inverse=True)
-        M = len(distinct)
-    rows = torch.empty(M, X.shape[1], dtype=torch.int64)
+    found, row = torch.unique(key, return_inverse=True)
+    rows = torch.empty(len(found), X.shape[1], dtype=torch.int64)
     rows[row] = X
     return rows, row
+
+
+CELLS_AT_ONCE = 2**22
+"""Predictions of single characters that are computed at a time, so that the memory is the same for any alphabet."""
+
+
+def rows_at_once(vocab_size: int, most: int = 2**15) -> int:
+    """Computes for how many contexts the predictions of all V characters are held at a time."""
+    return max(1, min(most, CELLS_AT_ONCE // vocab_size))

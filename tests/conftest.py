@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from makemore_pl.commands import cli
+from makemore_pl import cli, words
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +40,7 @@ def command():
     """Runs the command line in a process of its own, as a user would, from any folder."""
 
     def run(*args, cwd, **options):
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
         return subprocess.run(
             [sys.executable, "-m", "makemore_pl", *map(str, args)],
             cwd=cwd,
@@ -56,11 +56,19 @@ def command():
 
 
 @pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def call(monkeypatch, capfd):
     """Runs the command line inside this process, which saves seconds of imports. Gives (status, stdout, stderr)."""
 
     def run(*args):
         monkeypatch.setattr(sys, "argv", ["makemore_pl", *map(str, args)])
+        words._stdin.cache_clear()  # another process would read its own
         capfd.readouterr()
         try:
             cli.main()
@@ -82,11 +90,11 @@ def default_fit(tmp_path_factory, command):
 @pytest.fixture(scope="session")
 def towns(tmp_path_factory):
     """A small list of another alphabet: spaces, capitals, accents, a full stop, signs outside the basic plane."""
-    words = ["Ångström", "St. Gallen", "名前", "Zoë-Marie", "o'Neil", "🙂👍", "Ä", "Łódź", "Aix en Provence", "x.y."]
-    words *= 3
+    towns = ["Ångström", "St. Gallen", "名前", "Zoë-Marie", "o'Neil", "🙂👍", "Ä", "Łódź", "Aix en Provence", "x.y."]
+    towns *= 3
     path = tmp_path_factory.mktemp("lists") / "towns.txt"
-    path.write_text("\n".join(words) + "\n", encoding="utf-8")
-    return path, words
+    path.write_text("\n".join(towns) + "\n", encoding="utf-8")
+    return path, towns
 
 
 @pytest.fixture
@@ -110,6 +118,7 @@ def chromium(tmp_path_factory):
     for flag in [
         *("headless=new", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage", "no-proxy-server"),
         *("disable-background-networking", "disable-component-update", "disable-sync", "window-size=1280,900"),
+        "force-prefers-reduced-motion",  # nothing is measured while it moves
         f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
         *["no-sandbox"] * (os.name == "posix" and os.geteuid() == 0),  # for root Chromium has none
     ]:

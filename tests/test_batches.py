@@ -8,99 +8,72 @@ from makemore_pl.batches import Batches
 ROWS = torch.arange(10), torch.arange(10) * 2
 
 
-def updates(loader, number):
-    """The rows of the first updates, one by one."""
-    return [loader.batch(update)[0].tolist() for update in range(number)]
+def rows(loader):
+    """The rows of one epoch, item by item."""
+    return [X.tolist() for X, _ in loader]
 
 
-def test_without_a_seed_batches_are_slices():
+def test_without_a_seed_batches_are_slices_from_the_first_row_on():
     loader = Batches(ROWS, 4)
     assert len(loader) == 3
-    assert [x.tolist() for x, _ in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert updates(Batches(ROWS, None, seed=1), 2) == [list(range(10))] * 2
+    next(iter(loader))  # as the Trainer's sanity check, which takes some batches
+    assert rows(loader) == rows(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert rows(Batches(ROWS)) == [list(range(10))]
 
 
-def test_every_row_comes_once_a_pass_in_an_order_of_its_own():
-    found = updates(Batches(ROWS, 4, seed=1), 6)
-    for each in (found[:3], found[3:]):
-        assert sorted(row for batch in each for row in batch) == list(range(10))
-        assert [len(batch) for batch in each] == [4, 4, 2]
-    assert found[:3] != found[3:]
-    assert updates(Batches(ROWS, 4, seed=1), 6) == found
-    assert updates(Batches(ROWS, 4, seed=2), 3) != found[:3]
+def test_rows_are_drawn_anew_from_all():
+    loader = Batches(ROWS, 5, seed=1, replacement=True)
+    X, Y = map(torch.cat, zip(*(loader.batch(update) for update in range(4000)), strict=True))
+    assert torch.equal(Y, 2 * X)
+    # 20,000 draws: each row 2,000 times, within five standard deviations of a binomial distribution.
+    assert (torch.bincount(X, minlength=10) - 2000).abs().max() < 5 * (20_000 * 0.1 * 0.9) ** 0.5
+    # Some batches have a row twice: none of 10 * 9 * 8 * 7 * 6 of 10**5 has.
+    distinct = sum(len(set(loader.batch(update)[0].tolist())) == 5 for update in range(4000))
+    assert abs(distinct - 4000 * 0.3024) < 5 * (4000 * 0.3024 * 0.6976) ** 0.5
 
 
-@pytest.mark.parametrize("steps_per_epoch", [None, 1, 2, 5, 7])
-@pytest.mark.parametrize("stop", range(9))
-def test_any_epoch_begins_where_the_last_one_ended(stop, steps_per_epoch):
-    """Whatever an epoch is, and wherever a run was stopped, the updates are the same."""
-    taken, seen = 0, []
-    loader = Batches(ROWS, 4, seed=1, steps_per_epoch=steps_per_epoch, next_update=lambda: taken)
+def test_without_replacement_each_pass_has_every_row_once_in_another_order():
+    loader = Batches(ROWS, 4, seed=1)
+    passes = [list(itertools.chain(*rows(loader))) for _ in range(5)]
+    assert all(sorted(each) == list(range(10)) for each in passes)
+    assert len(set(map(tuple, passes))) == 5
+
+
+def test_a_batch_depends_on_the_seed_and_the_update_alone():
+    first, again = Batches(ROWS, 4, seed=1), Batches(ROWS, 4, seed=1, steps_per_epoch=7)
+    expected = [first.batch(update)[0].tolist() for update in range(50)]
+    for update in torch.randperm(50, generator=torch.Generator().manual_seed(0)).tolist():
+        assert again.batch(update)[0].tolist() == expected[update]
+    assert [Batches(ROWS, 4, seed=2).batch(update)[0].tolist() for update in range(50)] != expected
+
+
+@pytest.mark.parametrize("steps_per_epoch", [None, 1, 5])
+def test_each_pass_begins_where_the_last_one_ended(steps_per_epoch):
+    loader = Batches(ROWS, 4, seed=1, steps_per_epoch=steps_per_epoch)
     assert len(loader) == (steps_per_epoch or 3)
-    while taken < stop:
-        for x, _ in itertools.islice(loader, stop - taken):
-            seen.append(x.tolist())
-            taken += 1
-    again = Batches(ROWS, 4, seed=1, next_update=lambda: taken)
-    seen += [x.tolist() for x, _ in again]
-    assert seen == updates(Batches(ROWS, 4, seed=1), stop + 3)
+    seen = rows(itertools.islice(loader, 1)) + rows(loader) + rows(loader)  # the first pass is broken off
+    assert seen == [loader.batch(update)[0].tolist() for update in range(1 + 2 * len(loader))]
 
 
-def test_rows_of_all_tensors_stay_together():
-    for x, y in Batches(ROWS, 3, seed=1):
-        assert torch.equal(x * 2, y)
-
-
-def test_with_replacement_rows_repeat():
-    rows = [row for batch in updates(Batches(ROWS, 5, seed=1, replacement=True), 40) for row in batch]
-    counts = torch.bincount(torch.tensor(rows), minlength=10)
-    assert counts.sum() == 200
-    assert counts.min() < 20 < counts.max()
-    assert not torch.equal(counts, torch.full((10,), 20))
-
-
-@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("K", [2, 3, 100])
 @pytest.mark.parametrize("steps_per_epoch", [None, 5, 8])
-@pytest.mark.parametrize("size", [2, 3, 100])
-def test_blocks_hold_the_batches_of_their_updates(size, steps_per_epoch, replacement):
-    """Blocks end with the epoch and with the run, of 19 updates, and where batches differ in size they are lists."""
-    order = {"batch_size": 4, "seed": 1, "replacement": replacement}
-    taken, seen, lengths = 0, [], []
-    loader = Batches(
-        ROWS,
-        **order,
-        steps_per_epoch=steps_per_epoch,
-        steps_per_execution=size,
-        next_update=lambda: taken,
-        max_steps=lambda: 19,
-    )
-    while taken < 19:
-        for X, Y in loader:
-            assert all(torch.equal(2 * x, y) for x, y in zip(X, Y, strict=True))
-            seen += [x.tolist() for x in X]
-            lengths.append(len(X))
-            taken += len(X)
-            if taken == 19:
-                break
-    assert seen == updates(Batches(ROWS, **order), 19)
+def test_blocks_hold_the_batches_of_their_updates_and_end_with_the_epoch(K, steps_per_epoch):
+    options = {"seed": 1, "replacement": True}
+    loader = Batches(ROWS, 4, steps_per_epoch=steps_per_epoch, steps_per_execution=K, **options)
     epoch = steps_per_epoch or 3
-    ends = set(itertools.accumulate(lengths))
-    assert max(lengths) == min(size, epoch)
-    assert set(range(epoch, 20, epoch)) <= ends
-    assert len(loader) == -(-epoch // size)
+    assert len(loader) == -(-epoch // K)
+    blocks = [*loader, *loader]
+    lengths = [min(K, epoch - start) for start in range(0, epoch, K)]
+    assert [len(X) for X, _ in blocks] == 2 * lengths
+    assert torch.equal(torch.cat([Y for _, Y in blocks]), 2 * torch.cat([X for X, _ in blocks]))
+    single = Batches(ROWS, 4, **options)
+    assert torch.cat([X for X, _ in blocks]).tolist() == [single.batch(u)[0].tolist() for u in range(2 * epoch)]
 
 
-def test_blocks_of_equal_batches_are_tensors():
-    X, Y = Batches(ROWS, 5, seed=1, steps_per_execution=2).block(0, 2)
-    assert X.shape == Y.shape == (2, 5)
-
-
-def test_a_block_of_all_rows_takes_no_memory():
-    X, _ = Batches(ROWS, None, steps_per_execution=5, steps_per_epoch=5).block(0, 5)
-    assert X.shape == (5, 10)
-    assert X.untyped_storage().nbytes() == ROWS[0].nbytes
-
-
-def test_all_rows_drawn_anew_differ_from_pass_to_pass():
-    found = updates(Batches(ROWS, None, seed=1, replacement=True), 6)
-    assert len({tuple(batch) for batch in found}) == 6
+@pytest.mark.parametrize("options", [{}, {"seed": 1}, {"seed": 1, "replacement": True}])
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_share_each_batch(world_size, options):
+    shares = [Batches(ROWS, 7, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    for parts, whole in zip(zip(*map(rows, shares), strict=True), rows(Batches(ROWS, 7, **options)), strict=True):
+        assert list(itertools.chain(*parts)) == whole
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1

@@ -1,125 +1,167 @@
-import io
 import itertools
 import math
 import re
 from functools import partial
+from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+import yaml
+from lightning.pytorch import Trainer
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule, optimization
-from makemore_pl.commands import callbacks
-from makemore_pl.commands.callbacks import Progress, StopNotFinite
+from makemore_pl import MLP, NamesDataModule, callbacks, optimization
+from makemore_pl.callbacks import Progress, StopNotFinite, choose_threads
+from makemore_pl.checkpoints import RunCheckpoint, WholeCheckpoints, read
+
+SMALL = ["--data.num_words", 60, "--model.hidden_size", 8, "--pictures", "false", "--trainer.accelerator", "cpu"]
+BLOCKS = ["--config", "lecture", *SMALL, "--data.steps_per_epoch", 20, "--data.steps_per_execution", 8]
 
 
-class Record(Callback):
-    def __init__(self):
-        self.validated = []
-
-    def on_validation_end(self, trainer, pl_module):
-        self.validated.append(trainer.global_step)
-
-
-def fit(folder, *callbacks, model=None, data=None, **options):
-    defaults = {"logger": False, "enable_model_summary": False, "enable_checkpointing": False, "accelerator": "cpu"}
-    defaults |= {"num_sanity_val_steps": 0}
-    data = {"num_words": 50, "batch_size": 50, "steps_per_epoch": 4} | (data or {})
-    trainer = Trainer(default_root_dir=folder, callbacks=list(callbacks), **defaults | options)
-    trainer.fit(MLP(**{"hidden_size": 8} | (model or {})), NamesDataModule(**data))
-    return trainer
+def fit(*callbacks, model=None, data=None, **options):
+    quiet = {"logger": False, "enable_model_summary": False, "enable_checkpointing": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", callbacks=[*callbacks], plugins=[WholeCheckpoints()], **quiet | options)
+    trainer.fit(
+        MLP(**{"hidden_size": 8} | (model or {})),
+        NamesDataModule(num_words=50, **data or {"batch_size": 50, "steps_per_epoch": 4}),
+    )
 
 
-@pytest.mark.parametrize(
-    ("options", "validated"),
-    [
-        ({"max_steps": 3}, [3]),
-        ({"max_steps": 8}, [4, 8]),
-        ({"max_steps": 10}, [4, 8, 10]),
-        ({"max_epochs": 2, "limit_train_batches": 3}, [3, 6]),
-        ({"max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None}, [3, 6]),
-    ],
-)
-def test_the_last_step_is_validated(options, validated, tmp_path):
-    record = Record()
-    fit(tmp_path, record, enable_progress_bar=False, **options)
-    assert record.validated == validated
-
-
-def test_progress_says_lines_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
-    ticks = itertools.count()  # of a clock that no machine is too slow for
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(ticks) / 1000))
-    fit(tmp_path, Progress(), max_steps=10)
-    out, err = capsys.readouterr()
-    assert out == ""
-    first, line = [line for line in err.split("\n") if line.startswith("step ")]
-    assert re.fullmatch(r"step 1/10  train \d\.\d{4}  [\d,]+ steps/s", first)
-    assert re.fullmatch(r"step 10/10  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", line)
-
-
-def test_progress_draws_a_bar_on_a_terminal(tmp_path, monkeypatch):
-    progress, screen = Progress(), io.StringIO()
-    terminal = partial(Console, file=screen, force_terminal=True, width=80)
-    monkeypatch.setattr(callbacks, "Console", lambda stderr: terminal())
-    fit(tmp_path, progress, max_steps=10)
-    assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ steps/s", screen.getvalue())
-    assert progress.bar is None
-
-
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_loss_that_is_no_number_ends_the_run(bad, precision, tmp_path, monkeypatch):
-    loss, calls = MLP.loss, []
-
-    def break_at_the_tenth(logits, Y, reduction="mean"):
-        if torch.is_grad_enabled():
-            calls.append(1)
-        return loss(logits, Y, reduction) * (bad if len(calls) == 10 and torch.is_grad_enabled() else 1)
-
-    monkeypatch.setattr(MLP, "loss", staticmethod(break_at_the_tenth))
-    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-    with pytest.raises(ValueError, match=rf"^step 10: the loss is {bad}; try a smaller --model.lr, or"):
-        quiet = {"enable_progress_bar": False, "enable_checkpointing": True}
-        fit(tmp_path, StopNotFinite(), last, precision=precision, max_steps=30, **quiet)
-    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert kept["global_step"] == 8
-    assert all(tensor.isfinite().all() for tensor in kept["state_dict"].values())
+# Progress.
 
 
 @pytest.fixture
-def one_huge_step(monkeypatch):
-    """A learning rate that leaves weights that are no numbers, at one step."""
+def clock(monkeypatch):
+    """Says that a second has passed whenever it is asked."""
+    ticks = itertools.count()
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
 
-    def at(huge):
-        monkeypatch.setattr(optimization, "lr_factor", lambda schedule, step, steps: math.nan if step == huge else 0.3)
+
+def test_progress_on_a_pipe_is_lines_on_stderr(clock, capsys):
+    fit(Progress(), max_steps=40)
+    out, err = capsys.readouterr()
+    assert out == ""
+    first, *lines = [line for line in err.split("\n") if line.startswith("update ")]
+    assert re.fullmatch(r"update 1/40  train \d\.\d{4}  \d+ updates/s", first)
+    assert all(re.fullmatch(r"update \d+/40  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ updates/s", line) for line in lines)
+    # At most one line in five of the clock's seconds, and one at the end: the ten validations have fewer.
+    assert 2 <= len(lines) < 10
+    assert lines[-1].startswith("update 40/40")
+
+
+@pytest.mark.parametrize(
+    ("flags", "total"), [([*SMALL, "--trainer.max_steps", 30], 30), ([*BLOCKS, "--trainer.max_epochs", 3], 60)]
+)
+def test_progress_counts_updates_also_in_blocks(flags, total, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = call("fit", *flags)
+    assert status == 0, err
+    assert re.findall(rf"update ([\d,]+)/{total} ", err)[-1] == str(total)
+
+
+def test_progress_on_a_terminal_is_a_bar_that_ends(clock, monkeypatch):
+    progress, screen = Progress(), StringIO()
+    monkeypatch.setattr(
+        callbacks, "Console", lambda stderr: partial(Console, file=screen, force_terminal=True, width=80)()
+    )
+    fit(progress, max_steps=10)
+    assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ updates/s", screen.getvalue())
+    assert progress.bar is None
+    assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is there again
+
+
+# A loss that is not finite.
+
+
+@pytest.fixture
+def bad_rate(monkeypatch):
+    """A learning rate that is no number at one update leaves weights that are none."""
+
+    def at(update):
+        monkeypatch.setattr(optimization, "lr_factor", lambda name, step, steps: math.nan if step == update else 0.3)
 
     return at
 
 
-@pytest.mark.parametrize("options", [{"optimizer": "sgd"}, {}])
-def test_a_loss_that_is_no_number_is_found_after_its_block(options, one_huge_step, tmp_path):
-    """The 30th step leaves weights that are no numbers, so the 31st and all that follow have a loss that is none."""
-    one_huge_step(29)
-    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False, save_on_train_epoch_end=False)
-    with pytest.raises(ValueError, match=r"^step 35: the loss is nan"):
+BATCHES = {"batch_size": 50, "steps_per_epoch": 4}
+IN_BLOCKS = {"batch_size": 50, "steps_per_epoch": 4, "steps_per_execution": 2, "replacement": True}
+
+
+@pytest.mark.parametrize(
+    ("update", "data", "model", "options"),
+    [
+        (5, BATCHES, {}, {"max_steps": 30}),
+        (7, BATCHES, {}, {"max_steps": 30}),  # the last one of an epoch: only the validation shows it
+        (7, BATCHES, {}, {"max_steps": 30, "precision": "64-true"}),
+        (5, BATCHES, {}, {"max_steps": 30, "precision": "bf16-mixed"}),
+        (5, BATCHES, {}, {"max_steps": 30, "limit_val_batches": 0}),
+        (7, IN_BLOCKS, {"optimizer": "sgd", "lr": 0.1}, {"max_epochs": 9}),
+    ],
+)
+def test_weights_that_are_no_numbers_are_not_saved(update, data, model, options, bad_rate, tmp_path):
+    bad_rate(update)
+    validates = "limit_val_batches" not in options
+    saving = [RunCheckpoint(tmp_path, "best", "val/loss")] * validates
+    saving += [RunCheckpoint(tmp_path, "last", validates=validates)]
+    with pytest.raises(ValueError, match=r"/loss is nan after \d+ updates; try a smaller --model.lr"):
         fit(
-            *(tmp_path, StopNotFinite(), last),
-            model=options,
-            data={"steps_per_epoch": 25, "steps_per_execution": 10},
-            max_steps=100,
+            StopNotFinite(),
+            *saving,
+            model=model,
+            data=data,
             enable_progress_bar=False,
             enable_checkpointing=True,
+            **options,
         )
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 25
+    for path in tmp_path.iterdir():
+        assert all(tensor.isfinite().all() for tensor in read(path)["state_dict"].values()), path.name
+    assert read(tmp_path / "last.ckpt")["global_step"] == (2 if data is IN_BLOCKS else 4)
 
 
-def test_weights_that_are_no_numbers_are_not_saved(one_huge_step, tmp_path):
-    """The step before the loss shows it: a validation comes between."""
-    one_huge_step(7)
-    last = ModelCheckpoint(tmp_path, "last", enable_version_counter=False)
-    with pytest.raises(ValueError, match=r"^step 8: the loss is nan"):
-        fit(tmp_path, StopNotFinite(), last, max_steps=30, enable_progress_bar=False, enable_checkpointing=True)
-    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 4
+# Threads.
+
+
+@pytest.fixture
+def cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(callbacks, "MOST", 3)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield
+    torch.set_num_threads(before)
+
+
+# Rows of an update times parameters, by hand: 5,439 x 11,897 = 65 million; 32 x 11,897; 5,439 x 62,891 = 342 million.
+@pytest.mark.parametrize(("recipe", "expected"), [("quick", 1), ("lecture", 1), ("wide", 3)])
+def test_all_threads_share_what_is_large(recipe, expected, cores, call, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    seen, step = set(), MLP.training_step
+    monkeypatch.setattr(MLP, "training_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
+    short = ["--trainer.limit_train_batches", 1, "--trainer.max_epochs", 1, "--trainer.max_steps", -1]
+    status, _, err = call("fit", "--config", recipe, *short, "--pictures", "false")
+    assert status == 0, err
+    assert seen == {expected}
+
+
+def test_a_number_of_threads_that_was_asked_for_stays(cores, monkeypatch):
+    torch.set_num_threads(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    choose_threads(0)
+    assert torch.get_num_threads() == 2
+
+
+# The config of a run.
+
+
+def test_a_config_is_written_after_a_run_is_restored(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("fit", *BLOCKS, "--trainer.max_epochs", 2)[0] == 0
+    config = Path("lightning_logs/version_0/config.yaml")
+    before = config.read_text()
+    more = ["fit", "--ckpt_path", "last", "--trainer.max_epochs", 4]
+    status, _, err = call(*more, "--data.steps_per_execution", 5)  # which the checkpoint's counters do not fit
+    assert (status, err.splitlines()[-1].startswith("error: ")) == (2, True)
+    assert config.read_text() == before
+    assert call(*more)[0] == 0
+    assert yaml.safe_load(config.read_text())["trainer"]["max_epochs"] == 4

@@ -1,42 +1,126 @@
+import copy
 import io
+import pickle
 import string
 from collections import Counter
+from functools import cache
 
 import notebook
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from test_ngram import kneser_ney
 
-from makemore_pl import MLP, NamesDataModule, Vocabulary, datamodule, memory, pieces
-from makemore_pl.commands.export import export
-from makemore_pl.split import hash_words
+from makemore_pl import NamesDataModule, Vocabulary, datamodule
+from makemore_pl.words import _stdin
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
+
+
+class Net(LightningModule):
+    """Learns how frequent each character is; the step `fails_at` is interrupted."""
+
+    def __init__(self, seed=5, lr=0.1, fails_at=-1):
+        super().__init__()
+        self.save_hyperparameters()
+        self.b = torch.nn.Parameter(torch.zeros(27))
+
+    def training_step(self, batch, batch_idx):
+        X, Y = batch
+        if self.global_step == self.hparams["fails_at"]:
+            raise KeyboardInterrupt
+        Y = Y.flatten() if Y.shape == X.shape[:-1] else Y.float()
+        return F.cross_entropy(self.b.expand(X[..., 0].numel(), 27), Y)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), self.hparams["lr"])
+
+
+class Seen(Callback):
+    """The contexts of each batch, by epochs."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.epochs.append([])
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.epochs = self.epochs or [[]]  # a resumed epoch does not start
+        self.epochs[-1].append(batch[0].tolist())
+
+    @property
+    def batches(self):
+        return [batch for epoch in self.epochs for batch in epoch]
+
+
+def few(**options):
+    return NamesDataModule(num_words=200, **{"batch_size": 32} | options)
+
+
+def quiet(*callbacks, **options):
+    plain = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    return Trainer(callbacks=list(callbacks), **plain | {"enable_checkpointing": False} | options)
+
+
+def in_order(number, seed=5, **options):
+    """The contexts of the first batches."""
+    data = few(**options)
+    quiet(max_steps=0).fit(Net(seed), data)
+    loader = data.train_dataloader()
+    return [loader.batch(update)[0].tolist() for update in range(number)]
+
+
+# The list and its splits.
 
 
 def test_the_splits_are_the_windows_of_the_lecture(names):
-    data = NamesDataModule(counted=False)
+    data = NamesDataModule(batch_size=32)
     data.setup("fit"), data.setup("test")
-    for split, words, windows in zip(
-        ["train", "val", "test"], notebook.split(names), [182518, 22939, 22689], strict=True
-    ):
-        X, Y = data.view(split, counted=False)
-        expected_X, expected_Y = notebook.build_dataset(words, notebook.stoi(names))
-        assert torch.equal(X, expected_X)
-        assert torch.equal(Y, expected_Y)
+    for split, words, windows in zip(data.splits, notebook.split(names), [182518, 22939, 22689], strict=True):
+        X, Y = notebook.build_dataset(words, notebook.stoi(names))
         assert len(X) == windows
-    assert torch.equal(data.tensors["train"][0], data.view("train", counted=False)[0])
+        if split == "train":
+            assert torch.equal(data.tensors[split][0], X)
+            assert torch.equal(data.tensors[split][1], Y)
+        else:  # counted
+            contexts, counts = data.tensors[split]
+            rows = torch.cat([contexts[counts.row], counts.y[:, None]], dim=1)
+            assert dict(zip(map(tuple, rows.tolist()), counts.n.tolist(), strict=True)) == Counter(
+                (*x, y) for x, y in zip(X.tolist(), Y.tolist(), strict=True)
+            )
 
 
 def test_few_words_of_a_list_keep_its_alphabet():
     data = NamesDataModule(num_words=50)
     assert len(data.words) == 50
-    assert len(data.vocabulary) == 27
+    assert data.vocabulary.characters == string.ascii_lowercase
 
 
 def test_without_words_held_back_validation_runs_on_the_training_words():
     data = NamesDataModule(num_words=5, train_fraction=1, val_fraction=0)
     assert data.splits["val"] == data.splits["train"]
-    with pytest.raises(ValueError, match="no words in the test split"):
+    with pytest.raises(ValueError, match="no words in the test split: give it a larger share, or add words"):
         data.setup("test")
+
+
+def test_words_are_found_in_the_first_split_that_has_them(names):
+    data, (train, val, test) = NamesDataModule(), map(set, notebook.split(names))
+    asked = [*names[::100], "", "notaname", "Emma", *sorted(train & val & test)[:5], *sorted(val & test - train)[:5]]
+    expected = ["train" if w in train else "val" if w in val else "test" if w in test else "new" for w in asked]
+    assert set(expected) == {"train", "val", "test", "new"}
+    assert data.where(asked) == expected
+    assert data.unseen("val") == [word for word in data.splits["val"] if word not in train]
 
 
 def test_a_given_vocabulary_must_cover_the_list(tmp_path):
@@ -46,259 +130,207 @@ def test_a_given_vocabulary_must_cover_the_list(tmp_path):
         data.setup("fit")
 
 
-@pytest.mark.parametrize("name", ["num_words", "block_size", "batch_size"])
-def test_sizes_outside_their_range_are_refused(name):
-    with pytest.raises(ValueError, match=f"{name} is 0: expected 1 or more"):
-        NamesDataModule(**{name: 0})
+def test_a_list_from_stdin_is_read_once_and_kept(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"emma\nolivia\n" * 10)))
+    monkeypatch.setattr("makemore_pl.words._stdin", cache(_stdin.__wrapped__))  # a cache of its own
+    assert NamesDataModule("-").words == NamesDataModule("-").words == ["emma", "olivia"] * 10
 
 
-# Targets smoothed by counting, and copies of a word in one split.
+def test_the_digest_is_that_of_all_words_in_order(tmp_path):
+    def digest(text, **options):
+        (tmp_path / "list.txt").write_text(text)
+        return NamesDataModule(str(tmp_path / "list.txt"), **options).state_dict()["digest"]
+
+    assert digest("emma\nava\n") == digest(" emma\n\nava", num_words=1)
+    assert len({digest("emma\nava\n"), digest("ava\nemma\n"), digest("emmaava"), digest("emma")}) == 4
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_smoothed_targets_are_what_came_and_what_counting_expects(counted):
-    data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, block_size=2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_words": 0}, "num_words is 0: expected 1 or more"),
+        ({"block_size": 0}, "block_size is 0: expected 1 or more"),
+        ({"batch_size": -1}, "batch_size is -1: expected 1 or more"),
+        ({"steps_per_epoch": 0}, "steps_per_epoch is 0: expected 1 or more"),
+        ({"steps_per_execution": 5}, "steps_per_execution is 5: expected 1 with smoothing or without replacement"),
+        (
+            {"steps_per_execution": 5, "batch_size": 8, "smoothing": 0.5},
+            "steps_per_execution is 5: expected 1 with smoothing or without replacement",
+        ),
+        ({"smoothing": 1.1}, "smoothing is 1.1: expected a share from 0 to 1"),
+        ({"smoothing": float("nan")}, "smoothing is nan: expected a share from 0 to 1"),
+        ({"path": ""}, "path is '': expected a list of words, one a line, or - for stdin"),
+    ],
+)
+def test_an_option_outside_its_range_is_refused(options, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        NamesDataModule(**options)
+
+
+# Targets.
+
+
+@pytest.mark.parametrize("batch_size", [None, 32])
+def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
+    data = NamesDataModule(num_words=400, batch_size=batch_size, smoothing=0.3, block_size=2)
     data.setup("fit")
     words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
     X, Y = data.tensors["train"]
-    slow, expected = kneser_ney(words, 2, stoi), {}
-    windows = (tensor.tolist() for tensor in notebook.build_dataset(words, stoi, 2))
+    slow, came = kneser_ney(words, 2, stoi), {}
+    windows = [tensor.tolist() for tensor in notebook.build_dataset(words, stoi, 2)]
     for x, y in zip(*windows, strict=True):
-        expected.setdefault(tuple(x), Counter())[y] += 1
-    for x, target in list(zip(X.tolist(), Y, strict=True))[::50]:
-        came = expected[tuple(x)]
-        p = torch.tensor([slow(tuple(x), y) for y in range(27)])
-        if counted:
-            seen = torch.tensor([float(came[y]) for y in range(27)])
-            torch.testing.assert_close(target, 0.7 * seen + 0.3 * came.total() * p)
-        else:
-            (y,) = (target - 0.3 * p > 0.6).nonzero()
-            assert came[y.item()]
-            torch.testing.assert_close(target, 0.3 * p + 0.7 * torch.eye(27)[y[0]])
-    _, Y = data.tensors["val"]
-    assert Y[:].dtype == torch.int64  # what is measured is not smoothed
+        came.setdefault(tuple(x), torch.zeros(27))[y] += 1
+    for row in range(0, len(X), 50):
+        x = tuple(X[row].tolist())
+        seen = came[x] if batch_size is None else torch.eye(27)[windows[1][row]]
+        p = torch.tensor([slow(x, y) for y in range(27)])
+        torch.testing.assert_close(Y[row], 0.7 * seen + 0.3 * seen.sum() * p)
+    assert data.tensors["val"][1][:].dtype == torch.int64  # what is measured is not smoothed
 
 
-def test_both_views_of_smoothed_targets_have_one_loss():
-    losses = []
-    for counted in (True, False):
-        data = NamesDataModule(num_words=400, counted=counted, smoothing=0.5)
-        data.setup("fit")
-        X, Y = data.tensors["train"]
-        model = MLP(init="lecture").double()
-        losses.append(model.loss(model(X), Y).item())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-
-
-def test_copies_of_a_word_stay_together(names):
-    words = names[:1000] + names[:500] + names[:10]
-    data = NamesDataModule(unique=True, num_words=None)
-    data.list.all_words = words
-    splits = data.splits
-    assert sum(map(Counter, splits.values()), Counter()) == Counter(words)
-    assert not set(splits["train"]) & set(splits["val"]) | set(splits["val"]) & set(splits["test"])
-    assert not set(splits["train"]) & set(splits["test"])
-    # The distinct words are shuffled and cut as the lecture does it with all.
-    for split, expected in zip(splits.values(), notebook.split(dict.fromkeys(words)), strict=True):
-        assert list(dict.fromkeys(split)) == expected
-
-
-def test_a_list_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    path = tmp_path / "list.txt"
-    path.write_text("emma\n" * 1000)
-    monkeypatch.setattr(memory, "LITTLE", 0)
-    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000 - 1)
-    with pytest.raises(ValueError, match=r"list.txt: all words at once \(--data.split hashed holds none\) would take "):
-        NamesDataModule(str(path)).setup("fit")
-    monkeypatch.setattr(memory, "free_memory", lambda: 8 * 5000)
-    assert NamesDataModule(str(path)).words == ["emma"] * 1000
-
-
-@pytest.mark.parametrize("options", [{}, {"counted": False}, {"split": "hashed"}])
-def test_windows_beyond_memory_are_refused(options, names, tmp_path, monkeypatch):
-    (tmp_path / "list.txt").write_text("\n".join(names[:300]))
-    monkeypatch.setattr(memory, "LITTLE", 0)
-    monkeypatch.setattr(memory, "free_memory", lambda: 10**5)  # 8 bytes for each of 1,800 x 100 characters
-    with pytest.raises(ValueError, match=r"windows of 100 characters would take 0\.\d+ GB of memory"):
-        NamesDataModule(str(tmp_path / "list.txt"), block_size=100, **options).setup("fit")
-
-
-def test_smoothed_targets_beyond_memory_are_refused(names, monkeypatch):
-    monkeypatch.setattr(memory, "LITTLE", 0)
-    monkeypatch.setattr(memory, "free_memory", lambda: 10**6)
-    data = NamesDataModule(num_words=400, counted=False, smoothing=0.5)
-    data.list.all_words = names  # that is not what memory is too small for
-    with pytest.raises(ValueError, match="targets smoothed by counting would take"):
-        data.setup("fit")
-
-
-@pytest.mark.parametrize("updates", [1, 4])
-def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(updates, monkeypatch):
+def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(monkeypatch):
     """Those of all windows may not fit into memory: 349,046 words of 12,045 characters would take 46 GB."""
-    options = {"num_words": 400, "batch_size": 50, "smoothing": 0.5, "steps_per_execution": updates}
-    held, made = NamesDataModule(**options), NamesDataModule(**options)
+    held, made = few(smoothing=0.5), few(smoothing=0.5)
     held.setup("fit")
     monkeypatch.setattr(datamodule, "CELLS_HELD", 0)
     made.setup("fit")
     assert torch.is_tensor(held.tensors["train"][1])
     assert not torch.is_tensor(made.tensors["train"][1])
     for (X, Y), (same, targets) in zip(held.train_dataloader(), made.train_dataloader(), strict=True):
-        assert all(map(torch.equal, X, same))
-        assert all(map(torch.equal, Y, targets))
+        assert torch.equal(X, same)
+        assert torch.equal(Y, targets)
 
 
-@pytest.fixture
-def teacher(tmp_path):
-    """The path of a network for the first 400 names, and its tensors."""
-    model, data = MLP(block_size=2, hidden_size=30, init="lecture"), NamesDataModule(num_words=400, block_size=2)
-    export(model, tmp_path / "teacher.ckpt", data.hparams)
-    return tmp_path / "teacher.ckpt", model.state_dict()
+# The order of batches.
 
 
-@pytest.mark.parametrize("counted", [True, False])
-def test_half_of_what_a_taught_network_expects_is_its_teachers(counted, teacher):
-    path, tensors = teacher
-    data = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, teacher=str(path), block_size=2)
-    with pytest.raises(ValueError, match=r"teacher .*teacher.ckpt: load its network and pass it to learn_from"):
-        data.setup("fit")
-    hand_in(data)
+@pytest.mark.parametrize("fitted", [False, True])
+def test_in_a_plain_loop_all_windows_come_up_pass_by_pass(fitted):
+    data = few(steps_per_epoch=10)
+    if fitted:
+        quiet(max_steps=3).fit(Net(), data)
     data.setup("fit")
-    plain = NamesDataModule(num_words=400, counted=counted, smoothing=0.3, block_size=2)
-    plain.setup("fit")
-    (X, Y), (same, by_counting) = data.tensors["train"], plain.tensors["train"]
-    assert torch.equal(X, same)
-    windows = by_counting.sum(1, keepdim=True)
-    # Of 0.3 of each target, half is the teacher's by the notebook's formula, and half stays what counting expects.
-    words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
-    slow = kneser_ney(words, 2, stoi)
-    for row in range(0, len(X), 50):
-        counting = torch.tensor([slow(tuple(X[row].tolist()), y) for y in range(27)])
-        network = notebook.probabilities(tensors, X[row : row + 1])[0].float()
-        expected = by_counting[row] + 0.15 * windows[row] * (network - counting)
-        torch.testing.assert_close(Y[row], expected)
-
-
-def test_a_taught_run_goes_on_with_its_teacher(teacher, call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    quick = ["--data.num_words", 400, "--model.block_size", 2, "--model.hidden_size", 8, "--pictures", "false"]
-    quick += ["--model.schedule", "constant", "--data.steps_per_epoch", 5]
-    taught = ["--data.smoothing", 1, "--data.teacher", "teacher.ckpt"]
-    for steps, more in [(10, taught), (5, taught), (10, ["--ckpt_path", "last"])]:
-        status, _, err = call("fit", *quick, *more, "--trainer.max_steps", steps)
-        assert status == 0, err
-        parameters = sum(tensor.numel() for tensor in teacher[1].values())
-        assert f"\nteacher: teacher.ckpt, {parameters:,} parameters\n" in err
-    whole, resumed = (
-        torch.load(f"lightning_logs/version_{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
-        for run in (0, 1)
-    )
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
-    teacher[0].unlink()  # what is trained needs it no more
-    assert call("test")[0] == 0
-    assert call("predict")[0] == 0
-
-
-def hand_in(data):
-    """As the command line does."""
-    network = MLP.load_from_checkpoint(data.hparams["teacher"])
-    data.learn_from(network, network.vocabulary, network.block_size)
+    loader = data.train_dataloader()
+    passes = [torch.cat([X for X, _ in loader]) for _ in range(50)]
+    assert len({str(X.tolist()) for X in passes}) == 50
+    windows = data.tensors["train"][0]
+    assert set(map(tuple, torch.cat(passes).tolist())) == set(map(tuple, windows.tolist()))
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    "options",
     [
-        ({"smoothing": 0.0}, "smoothing is 0: expected more than 0 with a teacher"),
-        ({"block_size": 3}, "its block_size is 2, that of the data 3"),
-        ({"vocabulary": "".join(sorted(string.ascii_letters))}, "its vocabulary is 'a.*z', that of the data 'A"),
-        ({"num_words": 300}, "trained on other words: its num_words is 400, not 300"),
-        ({"split_seed": 1}, "trained on other words: its split_seed is 42, not 1"),
-        ({"teacher": "https://x/y.ckpt"}, "https://x/y.ckpt: is a URL, and nothing is downloaded"),
-        ({"teacher": __file__}, "not a checkpoint: it does not begin as a zip archive"),
-        ({"path": "-"}, "cannot verify that it was trained on the same split: a word list came from stdin"),
+        {"max_epochs": 2},
+        {"max_epochs": 4, "callbacks": GradientAccumulationScheduler({0: 4, 2: 1})},
+        {"max_epochs": 3, "limit_train_batches": 5},
+        {"max_steps": 6, "accumulate_grad_batches": 7},
     ],
 )
-def test_who_cannot_teach_is_refused(options, message, teacher, names, monkeypatch):
-    fitting = {"num_words": 400, "block_size": 2, "smoothing": 0.5, "teacher": str(teacher[0])}
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(names[:400]).encode())))
-    with pytest.raises(ValueError, match=message):
-        hand_in(NamesDataModule(**fitting | options))
+def test_whatever_an_epoch_is_batches_follow_each_other(options):
+    seen, options = Seen(), dict(options)
+    quiet(seen, *filter(None, [options.pop("callbacks", None)]), **options).fit(Net(), few())
+    assert seen.batches == in_order(len(seen.batches))
 
 
-def test_mistakes_with_a_teacher_are_one_line(teacher, call, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    few = ["--data.num_words", 400, "--data.teacher"]
-    for flags, message in [
-        (["gone.ckpt", "--data.smoothing", 1], f"{tmp_path / 'gone.ckpt'}: no such file or directory"),
-        (["teacher.ckpt"], "--data.smoothing 0: expected more than 0 with a teacher (null for none)"),
-        (["teacher.ckpt", "--data.smoothing", 1], f"teacher {teacher[0]}: its block_size is 2, that of the data 3"),
-    ]:
-        status, out, err = call("fit", *few, *flags)
-        assert (status, out) == (2, "")
-        assert err.splitlines()[-1] == f"error: {message}"
-        assert not (tmp_path / "lightning_logs").exists()
+def test_the_seed_of_the_order_is_that_of_the_model():
+    assert in_order(3) != in_order(3, seed=6)
+    seen = Seen()
+    quiet(seen, max_steps=3).fit(Net(seed=6), few())
+    assert seen.batches == in_order(3, seed=6)
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
-def test_a_share_of_smoothing_outside_its_range_is_refused(share):
-    with pytest.raises(ValueError, match=r"smoothing is \S+: expected a share from 0 to 1"):
-        NamesDataModule(smoothing=share)
+def test_a_second_fit_of_one_trainer_has_fresh_batches():
+    seen, model, data = Seen(), Net(), few(steps_per_epoch=10)
+    trainer = quiet(seen, max_steps=18)
+    trainer.fit(model, data)
+    trainer.fit_loop.epoch_loop.max_steps = 36
+    trainer.fit(model, data)
+    assert [len(epoch) for epoch in seen.epochs] == [10, 8, 10, 8]
+    assert seen.batches == in_order(36)
 
 
-@pytest.mark.parametrize("vocabulary", [None, string.ascii_lowercase])
-def test_a_list_in_pieces_gives_what_the_whole_list_gives(vocabulary, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 1000)
-    (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
-    in_pieces = NamesDataModule(str(tmp_path / "list.txt"), vocabulary=vocabulary, split="hashed")
-    whole = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=3000)
-    for data in (in_pieces, whole):
-        data.setup("fit"), data.setup("test")
-    assert in_pieces.in_pieces
-    assert not whole.in_pieces
-    assert "all_words" not in vars(in_pieces.list)  # never held
-    assert in_pieces.vocabulary == whole.vocabulary == Vocabulary.from_words(names)
-    stoi = notebook.stoi(names)
-    for split, (X, Y) in in_pieces.tensors.items():
-        Y = Y[:]
-        assert torch.equal(X, whole.tensors[split][0])
-        assert torch.equal(Y, whole.tensors[split][1][:])
-        words = hash_words(names[:3000])[["train", "val", "test"].index(split)]
-        slow_X, slow_Y = notebook.build_dataset(words, stoi)
-        slow = Counter(map(tuple, torch.cat([slow_X, slow_Y[:, None]], dim=1).tolist()))
-        assert {(*X[i].tolist(), v): int(Y[i, v]) for i, v in Y.nonzero().tolist()} == slow
+def test_a_trainer_that_overfits_some_batches_takes_the_same_in_each_epoch():
+    seen, model, data = Seen(), Net(), few()
+    trainer = quiet(seen, max_steps=8, overfit_batches=5)
+    trainer.fit(model, data)
+    trainer.fit_loop.epoch_loop.max_steps = 18
+    trainer.fit(model, data)
+    first = in_order(5)
+    assert seen.epochs == [first, first[:3], first, first]
 
 
-def test_minibatches_of_a_hashed_list_are_windows_of_its_words(names):
-    data = NamesDataModule(split="hashed", batch_size=8)
-    assert not data.in_pieces
+def test_a_trainer_that_is_given_the_loader_alone_repeats_no_epoch():
+    seen, data = Seen(), few(steps_per_epoch=10)
     data.setup("fit")
-    X, Y = data.tensors["train"]
-    expected = notebook.build_dataset(hash_words(names)[0], notebook.stoi(names))
-    assert torch.equal(X, expected[0])
-    assert torch.equal(Y, expected[1])
+    loader = data.train_dataloader()
+    quiet(seen, max_epochs=3).fit(Net(), loader, data.val_dataloader())
+    assert seen.batches == [loader.batch(update)[0].tolist() for update in range(30)]
 
 
-def test_a_split_without_words_is_refused(tmp_path):
-    (tmp_path / "list.txt").write_text("emma\n" * 10)
-    with pytest.raises(ValueError, match="no words in the val split: give it a larger share, or more words"):
-        NamesDataModule(str(tmp_path / "list.txt"), split="hashed").setup("fit")
+@pytest.mark.parametrize("K", [1, 4])
+@pytest.mark.parametrize("stop", ["saved", "interrupted"])
+@pytest.mark.parametrize("at", [3, 7, 10])
+def test_a_resumed_run_takes_the_batches_of_an_unbroken_one(K, stop, at, tmp_path):
+    """Within an epoch and at its end; saved after a step, or by a Ctrl-C within one."""
+    options = {"steps_per_epoch": 10 * K - K // 2, "steps_per_execution": K, "replacement": True}
+    whole, before, after = Seen(), Seen(), Seen()
+    quiet(whole, max_steps=24).fit(Net(), few(**options))
+    save = ModelCheckpoint(tmp_path, "last", save_on_exception=True, every_n_train_steps=at if stop == "saved" else 100)
+    trainer = quiet(before, save, max_steps=at if stop == "saved" else 24, enable_checkpointing=True)
+    try:
+        trainer.fit(Net(fails_at=at if stop == "interrupted" else -1), few(**options))
+    except (KeyboardInterrupt, SystemExit):
+        assert stop == "interrupted"
+    quiet(after, max_steps=24).fit(Net(), few(**options), ckpt_path=str(tmp_path / "last.ckpt"))
+    assert before.batches[:at] + after.batches == whole.batches
+    assert len(whole.batches) == 24
 
 
-def test_a_word_stands_in_the_first_split_that_has_it(names):
-    train, val, test = (set(words) for words in notebook.split(names))
-    asked = names[::100] + ["", "notaname", "Emma"] + sorted(train & val & test)[:5] + sorted(val & test - train)[:5]
-    expected = [
-        "train" if word in train else "val" if word in val else "test" if word in test else "new" for word in asked
-    ]
-    assert len(set(expected)) == 4
-    assert NamesDataModule().where(asked) == expected
+def test_data_and_trainer_can_be_pickled_and_copied_after_a_fit():
+    data, model = few(), Net()
+    trainer = quiet(max_steps=2)
+    trainer.fit(model, data)
+    for thing in (data, trainer):
+        for twin in (pickle.loads(pickle.dumps(thing)), copy.deepcopy(thing)):
+            same = twin if thing is data else twin.datamodule
+            assert torch.equal(same.train_dataloader().batch(7)[0], data.train_dataloader().batch(7)[0])
+            assert same.words == data.words
 
 
-@pytest.mark.parametrize("num_words", [None, 3000])
-def test_a_word_of_a_hashed_list_is_found_in_pieces_too(num_words, names, tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "PIECE", 5000)
-    (tmp_path / "list.txt").write_text("\n".join(names[:3000]), encoding="utf-8")
-    data = NamesDataModule(str(tmp_path / "list.txt"), split="hashed", num_words=num_words)
-    splits = dict(zip(["train", "val", "test"], hash_words(names[:3000]), strict=True))
-    for split, words in splits.items():
-        assert set(data.where(words)) == {split}
-    assert data.where(["notaname"]) == ["new"]
+# Together with a Trainer.
+
+
+def test_loggers_have_the_options_of_the_data_under_names_of_their_own(tmp_path):
+    """Also where model and data have an option of the same name with different values."""
+    model = Net()
+    model.save_hyperparameters({"smoothing": "the model's"})
+    quiet(max_steps=1, logger=CSVLogger(tmp_path, "", "")).fit(model, few(smoothing=0.5))
+    logged = yaml.safe_load((tmp_path / "hparams.yaml").read_text())
+    assert logged["smoothing"] == "the model's"
+    assert (logged["data/smoothing"], logged["data/batch_size"], logged["data/num_words"]) == (0.5, 32, 200)
+    assert not [name for name in logged if name.startswith("data/_")]
+
+
+def test_a_checkpoint_has_the_options_and_the_digest_of_the_data(tmp_path):
+    data = few(smoothing=0.5)
+    trainer = quiet(max_steps=1)
+    trainer.fit(Net(), data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    found = NamesDataModule.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert found.hparams == data.hparams
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert saved["NamesDataModule"] == {"digest": data.digest}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("block_size", 4, "^block_size is 4 in the model and 3 in the data: give both the same$"),
+        ("vocabulary", Vocabulary("abé"), "^vocabulary: model and data differ in 'cdefgh"),
+    ],
+)
+def test_a_model_of_another_shape_is_refused(name, value, message):
+    model = Net()
+    setattr(model, name, value)
+    with pytest.raises(ValueError, match=message):
+        quiet(max_steps=1).fit(model, few())

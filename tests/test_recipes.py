@@ -1,86 +1,84 @@
+"""The recipes of configs/, which `fit --config NAME` takes."""
+
 import inspect
 
 import notebook
 import pytest
-import torch
 import yaml
 from conftest import ROOT
-from test_cli import scalars
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.commands import cli
+from makemore_pl.optimization import total_updates
 
 RECIPES = sorted((ROOT / "configs").glob("*.yaml"))
 
 
-def test_recipes_are_found():
-    assert {"notebook", "lecture"} <= {path.stem for path in RECIPES}
+def read(name):
+    recipe = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return recipe.get("model", {}), recipe.get("data", {}), recipe["trainer"]
+
+
+class Losses(Callback):
+    """Keeps the loss of every step."""
+
+    def __init__(self):
+        self.losses = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.losses.append(trainer.callback_metrics["train/loss"].item())
+
+
+def fit(name, tmp_path, **limits):
+    model_options, data_options, options = read(name)
+    losses, model = Losses(), MLP(**model_options)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet |= {"accelerator": "cpu", "logger": CSVLogger(tmp_path, "", ""), "callbacks": [losses]}
+    trainer = Trainer(**quiet | options | limits)
+    trainer.fit(model, NamesDataModule(**data_options, block_size=model.block_size))
+    return model, losses.losses, trainer
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_parses_and_restates_no_default(path, call):
-    status, out, err = call("fit", "--config", path, "--print_config")
-    assert status == 0, err
-    parsed, recipe = yaml.safe_load(out), yaml.safe_load(path.read_text(encoding="utf-8"))
-    defaults = {
-        "trainer": {
-            name: parameter.default for name, parameter in inspect.signature(cli.Trainer.__init__).parameters.items()
-        }
-        | cli.TRAINER_DEFAULTS,
-        "model": {name: parameter.default for name, parameter in inspect.signature(MLP).parameters.items()},
-        "data": {name: parameter.default for name, parameter in inspect.signature(NamesDataModule).parameters.items()},
-    }
-    for group, options in recipe.items():
+def test_a_recipe_names_options_and_restates_no_default(path):
+    for options, of in zip(read(path.stem), (MLP, NamesDataModule, Trainer), strict=True):
+        parameters = inspect.signature(of).parameters
         for name, value in options.items():
-            assert parsed[group][name] == value
-            assert defaults[group][name] != value, f"{group}.{name} restates the default"
+            assert parameters[name].default != value, f"{name} restates the default"
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_is_known_by_its_name_in_any_folder(path, call, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert call("fit", "--config", path.stem, "--print_config") == call("fit", "--config", path, "--print_config")
-
-
-def test_a_file_comes_before_a_recipe_of_its_name(call, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "quick").write_text("model:\n  hidden_size: 7\n")
-    _, out, _ = call("fit", "--config", "quick", "--print_config")
-    assert yaml.safe_load(out)["model"]["hidden_size"] == 7
-
-
-@pytest.mark.parametrize("given", [["--config", "lectur"], ["--config", "configs/none.yaml"], ["--config"]])
-def test_a_recipe_that_is_none_is_answered_with_their_names(given, call, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    status, out, err = call("fit", *given)
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.endswith(", ".join(path.stem for path in RECIPES) + "\n")
-
-
-def test_the_notebook_recipe_is_the_seed_run(command, tmp_path, names):
-    fit = command("fit", "--config", ROOT / "configs/notebook.yaml", cwd=tmp_path)
-    assert fit.returncode == 0, fit.stderr
-    run = tmp_path / "lightning_logs/version_0"
-    parameters = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
-    assert sum(tensor.numel() for tensor in parameters.values()) == 3481
+def test_the_notebook_recipe_is_the_seed_run(tmp_path, names, one_thread):
+    model, losses, _ = fit("notebook", tmp_path)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 3481
     X, Y = notebook.build_dataset(names[:5], notebook.stoi(names))
-    assert notebook.negative_log_likelihood(parameters, X, Y).item() == pytest.approx(0.2561, abs=0.0003)
-    losses = [loss for _, loss in scalars(run)["train/loss"]]
+    assert notebook.negative_log_likelihood(model.state_dict(), X, Y).item() == pytest.approx(0.2561, abs=0.0003)
     assert len(losses) == 1000
     assert losses[0] == pytest.approx(17.7697, abs=5e-5)
     assert losses[-1] == pytest.approx(0.25615, abs=0.0003)
 
 
-def test_the_lecture_recipe_begins_as_the_lecture(call, tmp_path, monkeypatch, names):
-    monkeypatch.chdir(tmp_path)
-    short = ["--trainer.max_steps", 2000, "--data.steps_per_epoch", 1000]
-    status, _, err = call("fit", "--config", ROOT / "configs/lecture.yaml", *short)
-    assert status == 0, err
-    curves = scalars(tmp_path / "lightning_logs/version_0")
-    assert curves["lr-SGD"][0][1] == pytest.approx(0.1)
-    assert curves["lr-SGD"][-1][1] == pytest.approx(0.01)
+def test_the_lecture_recipe_is_that_of_the_lecture(tmp_path, names, one_thread):
+    model, losses, trainer = fit("lecture", tmp_path, max_epochs=1)
+    assert {name: tuple(tensor.shape) for name, tensor in model.named_parameters()} == {
+        name: tuple(tensor.shape) for name, tensor in notebook.parameters(E=10, H=200).items()
+    }
+    trainer.fit_loop.max_epochs = read("lecture")[2]["max_epochs"]
+    assert total_updates(trainer) == 200_000
+    assert next(iter(trainer.train_dataloader))[0].shape == (500, 32, 3)
     _, val, _ = notebook.split(names)
     X, Y = notebook.build_dataset(val, notebook.stoi(names))
-    untrained = notebook.negative_log_likelihood(notebook.parameters(E=10, H=200), X, Y).item()
-    (_, first), (_, second) = curves["val/loss"]
-    assert untrained / 2 > first > second
+    before, after = (
+        notebook.negative_log_likelihood(weights, X, Y).item()
+        for weights in (notebook.parameters(E=10, H=200), model.state_dict())
+    )
+    assert after < before / 4
+    assert losses[0] > 2 * losses[-1]
+
+
+def test_the_quick_recipe_reaches_the_lectures_loss(tmp_path, names, one_thread):
+    model, _, trainer = fit("quick", tmp_path)
+    X, Y = notebook.build_dataset(notebook.split(names)[1], notebook.stoi(names))
+    loss = notebook.negative_log_likelihood(model.state_dict(), X, Y).item()
+    assert loss == pytest.approx(2.1668, abs=0.003)
+    assert trainer.callback_metrics["val/loss"].item() == pytest.approx(loss, abs=1e-4)

@@ -1,244 +1,314 @@
-"""A run resumes from any of its checkpoints as if it had not stopped: stock Lightning, and a loader without state."""
+"""A run resumes from any of its checkpoints, after any signal, as if it had not stopped."""
 
-import contextlib
 import csv
-import hashlib
-import io
-import itertools
 import os
+import re
+import shlex
 import shutil
 import signal
-import subprocess
-import sys
-import time
-import warnings
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger
+import yaml
+from lightning.pytorch import Trainer
+from torture import RECIPES, SMALL, checkpoint, run, send_at, state
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.checkpoint import load
-from makemore_pl.commands.callbacks import StopNotFinite
-from makemore_pl.durable.checkpoints import RunCheckpoint, WholeCheckpoints
-from makemore_pl.durable.interruption import Interruption
+from makemore_pl.batches import Batches
+from makemore_pl.checkpoints import RunCheckpoint, WholeCheckpoints, read
 
-warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:The dirpath has changed")]
 
-LENGTHS = {
-    "steps": {"max_steps": 34},
-    "epochs": {"max_epochs": 3},
-    "both": {"max_steps": 34, "max_epochs": 10},
-    "every two epochs": {"max_steps": 44, "check_val_every_n_epoch": 2},
-    "half an epoch": {"max_steps": 34, "val_check_interval": 0.5},
-    "every four batches": {"max_steps": 34, "val_check_interval": 4, "check_val_every_n_epoch": None},
-    "cut short": {"max_steps": 34, "limit_train_batches": 3},
-    "without validation": {"max_steps": 34, "limit_val_batches": 0},
-}
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which Windows has not")
+
+HERE = Path()
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def fit(call):
+    """Runs `fit` with a line of flags in this process; gives what it said, or the one line of a mistake."""
+
+    def run(line, mistake=False):
+        status, out, err = call("fit", *shlex.split(line))
+        assert (status, bool(out)) == ((2, False) if mistake else (0, True)), err
+        assert not mistake or err.count("\n") == 1, err
+        return err
+
+    return run
+
+
+def steps(name="last", version=0):
+    return read(checkpoint(HERE, name, version))["global_step"]
+
+
+def ends(version=0):
+    """All that a run computed, at its best and at its end."""
+    return [state(checkpoint(HERE, name, version)) for name in ("best", "last")]
+
+
+# From each checkpoint, with a Trainer of one's own.
+
 DATA = {
     "counted": {"steps_per_epoch": 11},
     "minibatches": {"batch_size": 16, "steps_per_epoch": 11},  # a pass takes 17
-    "passes": {"batch_size": 50},  # an epoch is a pass, of six batches
-    "replacement": {"batch_size": 16, "replacement": True, "steps_per_epoch": 11},
+    "passes": {"batch_size": 50},
+    "replacement": {"batch_size": 16, "steps_per_epoch": 11, "replacement": True},
+    "smoothed": {"steps_per_epoch": 11, "smoothing": 0.5},
+    "blocks": {"batch_size": 16, "replacement": True, "steps_per_epoch": 11, "steps_per_execution": 4},
 }
-BLOCKS = {"plain": {}, "blocks": {"steps_per_execution": 4}}
-MODELS = {"adamw": {}, "sgd": {"optimizer": "sgd", "lr": 0.1, "schedule": "halfway"}}
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-class Witness(Callback):
-    """Keeps the digest of the batch of each update."""
-
-    def __init__(self):
-        self.batches = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        blocks = zip(*batch, strict=True) if not pl_module.automatic_optimization else [batch]
-        first = trainer.global_step * trainer.accumulate_grad_batches
-        for update, tensors in enumerate(blocks, first):
-            content = b"".join(tensor.numpy().tobytes() for tensor in tensors)
-            self.batches.setdefault(update, []).append(hashlib.sha256(content).hexdigest())
+LENGTHS = {
+    "steps": {"max_steps": 30},
+    "epochs": {"max_epochs": 3},
+    "every two epochs": {"max_epochs": 5, "check_val_every_n_epoch": 2},
+    "half an epoch": {"max_epochs": 3, "val_check_interval": 0.5},
+    "every four batches": {"max_epochs": 3, "val_check_interval": 4, "check_val_every_n_epoch": None},
+    "cut short": {"max_epochs": 4, "limit_train_batches": 3},
+    "without validation": {"max_epochs": 3, "limit_val_batches": 0},
+    "accumulation": {"max_epochs": 3, "accumulate_grad_batches": 3},
+    "clipping": {"max_steps": 30, "gradient_clip_val": 0.01},
+    "64 bits": {"max_epochs": 3, "precision": "64-true"},
+    "mixed": {"max_epochs": 3, "precision": "bf16-mixed"},
+}
+CASES = [(data, length) for i, data in enumerate(DATA) for j, length in enumerate(LENGTHS) if (i + j) % 3 == 0]
+IN_BLOCKS = ("epochs", "every two epochs", "half an epoch", "cut short", "without validation", "64 bits")
+CASES = [case for case in CASES if case[0] != "blocks"] + [("blocks", length) for length in IN_BLOCKS]
 
 
 class Keep(WholeCheckpoints):
-    """Keeps a copy of every checkpoint that was ever there."""
-
-    def __init__(self, folder):
-        self.folder = folder
+    """Keeps a copy of the folder after each save, as a killed run would leave it."""
 
     def save_checkpoint(self, checkpoint, path, storage_options=None):
         super().save_checkpoint(checkpoint, path, storage_options)
-        shutil.copy(path, self.folder / f"{len(list(self.folder.iterdir())):03}.ckpt")
+        if Path(path).name == "last.ckpt":
+            shutil.copytree(Path(path).parent, f"kept/{checkpoint['global_step']:03}", dirs_exist_ok=True)
 
 
-def flat(state, path=""):
-    """All that is in a checkpoint, by its path; tensors as their bytes."""
-    if isinstance(state, dict):
-        return {k: v for key in state for k, v in flat(state[key], f"{path}.{key}").items()}
-    if isinstance(state, (list, tuple)):
-        return {k: v for i, each in enumerate(state) for k, v in flat(each, f"{path}[{i}]").items()}
-    if isinstance(state, torch.Tensor):
-        return {path: (state.dtype, tuple(state.shape), state.flatten().view(torch.uint8).numpy().tobytes())}
-    return {path: state}
+def train(folder, data, length, plugin, ckpt_path=None):
+    saving = [RunCheckpoint(Path(folder), "best", "val/loss")] * (length.get("limit_val_batches") != 0)
+    saving += [RunCheckpoint(Path(folder), "last", validates=bool(saving))]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(accelerator="cpu", callbacks=saving, plugins=[plugin], **quiet, **length)
+    sgd = {"optimizer": "sgd", "lr": 0.1, "schedule": "halfway"} if "steps_per_execution" in data else {}
+    trainer.fit(MLP(hidden_size=8, **sgd), NamesDataModule(num_words=60, **data), ckpt_path=ckpt_path)
+    return {saved.filename: state(saved.path) for saved in saving if saved.path.exists()}
 
 
-def fit(folder, model, data, options, callbacks=(), keep=None, ckpt_path=None, precision="32-true"):
-    """Returns all of the last checkpoint, the batches, and the rows of the log."""
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "checkpoints").mkdir(parents=True)
-    checkpoints = RunCheckpoint("best", monitor="val/loss"), RunCheckpoint("last")
-    for checkpoint in checkpoints:
-        checkpoint.dirpath = str(folder / "checkpoints")
-    witness = Witness()
-    blocks = data.get("steps_per_execution", 1) > 1
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=CSVLogger(folder, ""),
-        callbacks=[
-            *callbacks,
-            *([] if blocks else [LearningRateMonitor("step")]),
-            *(witness, StopNotFinite(), *checkpoints, Interruption(*checkpoints)),
-        ],
-        plugins=[WholeCheckpoints() if keep is None else Keep(keep)],
-        log_every_n_steps=1 if blocks else 5,
-        num_sanity_val_steps=0,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        precision=precision,
-        **options,
-    )
-    module, names = MLP(hidden_size=8, **model), NamesDataModule(num_words=60, **data)
-    with contextlib.suppress(SystemExit):
-        trainer.fit(module, names, ckpt_path=ckpt_path, weights_only=True)
-    path, log = folder / "checkpoints" / "last.ckpt", folder / "version_0" / "metrics.csv"
-    rows = csv.DictReader(io.StringIO(log.read_text())) if log.exists() else []
-    log = {tuple(sorted((key, value) for key, value in row.items() if value)) for row in rows}
-    return flat(load(path)) if path.exists() else None, witness.batches, log
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize(("data", "length"), CASES)
+def test_from_each_checkpoint_as_if_it_had_not_stopped(data, length):
+    Path("kept").mkdir()
+    whole = train("whole", DATA[data], LENGTHS[length], Keep())
+    kept = sorted(Path("kept").iterdir())
+    assert len(kept) >= 2
+    for folder in kept[:-1]:
+        resumed = train(folder, DATA[data], LENGTHS[length], WholeCheckpoints(), folder / "last.ckpt")
+        assert resumed == whole, folder
 
 
-def compare(whole, resumed, at, blocks):
-    """Holds a resumed run against one that never stopped, from update `at` on."""
-    (state, batches, log), (their_state, their_batches, their_log) = whole, resumed
-    if their_state is None:  # it was saved with its last step
-        assert at == state[".global_step"]
-        return
-    different = {key for key in state.keys() | their_state.keys() if state.get(key) != their_state.get(key)}
-    assert not different
-    assert their_batches == {update: seen for update, seen in batches.items() if update >= at}
-    # After N steps Lightning logs under N - 1, a block under N.
-    first = at + (blocks == "blocks")
-    later = {row for row in log if int(dict(row)["step"]) >= first}
-    assert {row for row in their_log if int(dict(row)["step"]) >= first} == later
+# After signals, on the command line, in processes of their own.
+
+STOPPED = {
+    "counted": f"{SMALL} --data.steps_per_epoch 5 --trainer.max_steps 23",
+    "minibatches": f"{SMALL} --data.batch_size 32 --trainer.max_epochs 4",
+    "blocks": f"{SMALL} --config lecture --data.steps_per_epoch 10 --data.steps_per_execution 4 --trainer.max_epochs 4",
+    "accumulation": RECIPES["accumulation"],
+}
+PLACES = {
+    "a step": (MLP, "training_step", 9),
+    "a validation": (MLP, "validation_step", 2),
+    "a save, before its bytes are on the disk": (os, "fsync", 5),
+    "a save, before the file has its name": (Path, "replace", 4),
+    "a batch": (Batches, "_rows", 13),
+}
 
 
-def cases():
-    """A selection; every single choice occurs, and most pairs."""
-    combinations = list(itertools.product(MODELS, DATA, BLOCKS, LENGTHS))
-    return [each for number, each in enumerate(combinations) if number % 6 == (number // 16) % 6]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folders of the runs that never stopped."""
+    folders = {}
+
+    def trained(recipe):
+        if recipe not in folders:
+            folders[recipe] = tmp_path_factory.mktemp("whole")
+            status, said = run(folders[recipe], f"fit {STOPPED[recipe]}")
+            assert status == 0, said
+        return folders[recipe]
+
+    return trained
 
 
-@pytest.mark.parametrize(("model", "data", "blocks", "length"), cases())
-def test_from_each_of_our_checkpoints(model, data, blocks, length, tmp_path):
-    arguments = tmp_path / "run", MODELS[model], DATA[data] | BLOCKS[blocks], LENGTHS[length]
-    (tmp_path / "kept").mkdir()
-    whole = fit(*arguments, keep=tmp_path / "kept")
-    updates = sorted(whole[1])
-    assert updates == list(range(len(updates)))
-    assert {len(seen) for seen in whole[1].values()} == {1}
-    kept = sorted((tmp_path / "kept").iterdir())
-    for path in kept[:-2]:  # those of the end are of a finished run
-        at = load(path)["global_step"]
-        compare(whole, fit(*arguments, ckpt_path=path), at, blocks)
+@needs_fork
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("recipe", STOPPED)
+def test_a_stopped_run_ends_as_one_that_was_not(recipe, place, whole):
+    line = f"fit --ckpt_path last {STOPPED[recipe]}"
+    number = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT][(list(PLACES).index(place) + len(recipe)) % 3]
+    status, said = run(HERE, line, partial(send_at, number, *PLACES[place]))
+    if number == signal.SIGKILL:
+        assert status == -9
+    else:
+        assert (status, "Traceback" in said) == (128 + number, False)
+        assert re.search(rf"(^|\n)stopped by {number.name}.*\n$", said)
+        assert ("; to resume: " in said) == checkpoint(HERE).exists()
+    status, said = run(HERE, "fit --ckpt_path last")  # in its folder, with its flags, also if it had saved nothing
+    assert status == 0, said
+    for name in ("last", "best"):
+        assert state(checkpoint(HERE, name)) == state(checkpoint(whole(recipe), name))
+    assert [path.name for path in Path("lightning_logs").iterdir()] == ["version_0"]
 
 
-class Signal(Callback):
-    """Sends a signal during the batch, or the block, of an update."""
+@needs_fork
+def test_a_config_is_written_whole():
+    run(HERE, f"fit {SMALL} --trainer.max_steps 5")
+    config, more = Path("lightning_logs/version_0/config.yaml"), "fit --ckpt_path last --trainer.max_steps 8"
+    before = config.read_bytes()
+    assert run(HERE, more, partial(send_at, signal.SIGKILL, Path, "replace", 1))[0] == -9
+    assert config.read_bytes() == before
+    assert run(HERE, more)[0] == 0
+    assert yaml.safe_load(config.read_text())["trainer"]["max_steps"] == 8
 
-    def __init__(self, update):
-        self.update = update
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        updates = 1 if pl_module.automatic_optimization else len(batch[0])
-        if trainer.global_step <= self.update < trainer.global_step + updates:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-STOPPED = [
-    ("adamw", "counted", "plain"),
-    ("sgd", "minibatches", "plain"),
-    ("adamw", "minibatches", "blocks"),
-    ("sgd", "replacement", "blocks"),
-]
-STOPS = itertools.cycle([2, 10, 13, 21, 24])
+# The flags of a resumed run.
 
 
 @pytest.mark.parametrize(
-    ("step", "model", "data", "blocks", "length"),
+    "flags",
     [
-        (next(STOPS), *case, length)
-        for case in STOPPED
-        for length in (
-            "steps",
-            "epochs",
-            "every two epochs",
-            "every four batches",
-            "half an epoch",
-            "without validation",
-        )
+        "",
+        "--trainer.logger CSVLogger --trainer.logger.save_dir logs",
+        "--trainer.logger TensorBoardLogger --trainer.logger.save_dir logs",
+        "--trainer.logger false",
+        "--trainer.default_root_dir 'a folder'",
     ],
 )
-def test_after_a_signal_anywhere(step, model, data, blocks, length, tmp_path):
-    arguments = tmp_path / "run", MODELS[model], DATA[data] | BLOCKS[blocks], LENGTHS[length]
-    whole = fit(*arguments)
-    stopped = fit(*arguments, callbacks=[Signal(step)])
-    at = stopped[0][".global_step"]
-    assert step < at < step + 9
-    shutil.copy(tmp_path / "run" / "checkpoints" / "last.ckpt", tmp_path / "stopped.ckpt")
-    resumed = fit(*arguments, ckpt_path=tmp_path / "stopped.ckpt")
-    compare(whole, resumed, at, blocks)
-    assert stopped[2] | resumed[2] >= whole[2]
+def test_a_run_goes_on_in_its_folder_with_its_flags(flags, fit, call):
+    root = flags if "a folder" in flags else ""
+    options = f"{SMALL} --model.schedule constant --data.batch_size 50 --data.steps_per_epoch 5 {flags}"
+    fit(f"{options} --trainer.max_steps 10")
+    assert "resuming" in fit(f"--ckpt_path last {root} --trainer.max_steps 20")
+    (folder,) = Path("a folder" if root else ".", "lightning_logs").glob("version_*/checkpoints")
+    resumed, judged = state(folder / "last.ckpt"), call("validate", *shlex.split(root))
+    fit(f"{options} --trainer.max_steps 20")
+    assert state(folder.parents[1] / "version_1" / "checkpoints" / "last.ckpt") == resumed
+    assert call("validate", *shlex.split(root))[:2] == judged[:2]
 
 
-@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="needs SIGUSR1, which Windows has not")
-def test_a_requeued_job_resumes_on_request(call, tmp_path, monkeypatch):
-    """Lightning's own requeue: SIGUSR1 saves, and calls scontrol; SLURM then kills the job and starts it again."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >> scontrol.log\n')
-    (tmp_path / "scontrol").chmod(0o700)
-    variables = {"JOB_ID": 17, "NTASKS": 1, "NTASKS_PER_NODE": 1, "NNODES": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}
-    slurm = {f"SLURM_{name}": str(value) for name, value in variables.items()}
-    environment = os.environ | slurm | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    flags = ["--data.num_words", "50", "--model.hidden_size", "8", "--model.schedule", "constant"]
-    line = [sys.executable, "-m", "makemore_pl", "fit", *flags, "--trainer.max_steps", "1000000"]
-    run = tmp_path / "lightning_logs" / "version_0" / "checkpoints"
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
-    try:
-        while not (run / "last.ckpt").exists():
-            assert job.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        job.send_signal(signal.SIGUSR1)
-        while not (tmp_path / "scontrol.log").exists():
-            assert job.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.05)
-        job.send_signal(signal.SIGSTOP)  # or it would validate, and `last` be newer again
-    finally:
-        job.kill()
-        job.wait()
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 17\n"
-    requeued = run / "hpc_ckpt_1.ckpt"
-    os.utime(requeued, (time.time() + 1,) * 2)
-    step = load(requeued)["global_step"]
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
-    status, _, err = call("fit", *flags, "--trainer.max_steps", 2)
-    assert (status, "resuming" in err) == (0, False), err
-    shutil.rmtree(tmp_path / "lightning_logs" / "version_1")
-    status, _, err = call("fit", "--ckpt_path", "last", *flags, "--trainer.max_steps", step + 3)
-    assert status == 0, err
-    assert f"resuming {requeued.relative_to(tmp_path)}, step {step:,}\n" in err
-    assert load(run / "last.ckpt")["global_step"] == step + 3
+def test_a_flag_wins_over_that_of_the_run(fit):
+    fit(f"{SMALL} --model.lr 0.5 --trainer.max_steps 4")
+    log = "--trainer.logger CSVLogger --trainer.logger.save_dir logs --trainer.log_every_n_steps 1"
+    fit(f"--ckpt_path last --model.lr 0.9 --model.weight_decay 0.1 --trainer.max_steps 8 {log}")
+    with next(Path("logs").rglob("metrics.csv")).open(newline="") as file:
+        rates = [float(row["lr-AdamW"]) for row in csv.DictReader(file) if row["lr-AdamW"]]
+    # By hand: of eight steps of the linear schedule, those after the fourth have 4/8, 3/8, 2/8 and 1/8 of lr, over 0.9.
+    assert rates == pytest.approx([0.5, 0.375, 0.25, 0.125])
+    assert read(checkpoint(HERE))["hyper_parameters"]["lr"] == 0.9
+    assert read(checkpoint(HERE))["optimizer_states"][0]["param_groups"][0]["weight_decay"] == 0.1
+
+
+def test_last_without_a_run_starts_one_and_says_so(fit):
+    line = f"--ckpt_path last {SMALL} --trainer.max_steps 5"
+    assert "starting one" in fit(line)
+    assert "finished" in fit(line, mistake=True)
+    shutil.rmtree("lightning_logs")
+    assert "train first" in fit(f"--ckpt_path best {SMALL}", mistake=True)
+
+
+# Longer.
+
+EARLY = "--data.steps_per_epoch 5 --trainer.callbacks+=EarlyStopping --trainer.callbacks.monitor=val/loss"
+EARLY += " --trainer.callbacks.min_delta=10 --trainer.callbacks.patience="
+
+
+@pytest.mark.parametrize(
+    ("limit", "flag", "more", "end"),
+    [
+        ("--trainer.max_steps 7", "--trainer.max_steps", "--trainer.max_steps 12", 12),
+        ("--trainer.max_epochs 2", "--trainer.max_epochs", "--trainer.max_epochs 3", 75),
+        ("--trainer.max_epochs 2", "--trainer.max_epochs", "--trainer.max_epochs 9 --trainer.max_steps 60", 60),
+        # Five updates an epoch; none is better by 10, so after the first one each takes one of the patience.
+        (f"{EARLY}2", "EarlyStopping", "--trainer.max_steps 20", 20),
+        (f"{EARLY}2", "EarlyStopping", "--trainer.max_steps 400", 25),
+        (f"{EARLY}2 --trainer.max_steps 400", "EarlyStopping", f"{EARLY}5", 40),
+    ],
+)
+def test_a_finished_run_goes_on_if_it_is_given_more(limit, flag, more, end, fit):
+    fit(f"{SMALL} {limit}")
+    said = fit("--ckpt_path last", mistake=True)
+    assert f"finished, at step {steps()}" in said
+    assert flag in said
+    fit(f"--ckpt_path last {more}")
+    assert steps() == end
+
+
+# Other words, and the same words again.
+
+ONE = f"{SMALL} --data.path one.txt".replace("--data.num_words 60", "")
+
+
+@pytest.fixture
+def lists(names):
+    Path("one.txt").write_text("\n".join(names[:200]))
+    Path("two.txt").write_text("\n".join(names[200:280]))
+    Path("odd.txt").write_text("\n".join(f"{name}ö" for name in names[:50]))
+
+
+def best_score_and_patience():
+    callbacks = read(checkpoint(HERE))["callbacks"]
+    (waited,) = (state["wait_count"] for key, state in callbacks.items() if key.startswith("EarlyStopping"))
+    return float(callbacks["RunCheckpoint best"]["best_model_score"]), waited
+
+
+def test_with_another_list_the_best_score_begins_anew(lists, fit):
+    fit(f"{ONE} {EARLY}9 --trainer.max_steps 30")
+    for name in ("last", "best"):  # a score that no network has
+        content = read(checkpoint(HERE, name))
+        content["callbacks"]["RunCheckpoint best"]["best_model_score"] = torch.tensor(0.0)
+        torch.save(content, checkpoint(HERE, name))
+    fit("--ckpt_path last --trainer.max_steps 35")
+    assert (best_score_and_patience(), steps("best")) == ((0.0, 6), 30)
+    said = fit("--ckpt_path last --data.path two.txt --trainer.max_steps 50")
+    warning = "warning: trained on other words before (another list): the best score begins anew"
+    assert [line for line in said.split("\n") if "warning" in line] == [warning]
+    score, waited = best_score_and_patience()
+    assert (score > 1, waited, steps("best") > 35) == (True, 2, True)
+    assert "warning" not in fit("--ckpt_path last --trainer.max_steps 55")  # it is its list now
+
+
+@pytest.mark.parametrize("name", ["best", "last", "lightning_logs/version_0/checkpoints/last.ckpt"])
+def test_a_run_begins_with_the_weights_of_another(name, lists, fit):
+    fit(f"{ONE} --data.smoothing 0 --model.lr 0.2 --trainer.max_steps 100")
+    first, (best, last) = ends(), [read(checkpoint(HERE, each)) for each in ("best", "last")]
+    assert best["global_step"] < last["global_step"]
+    # A step of no length leaves the weights as they begin.
+    fit(f"--init_from {name} --data.path two.txt --pictures false --model.lr 0 --trainer.max_steps 1")
+    new, begun = read(checkpoint(HERE, version=1)), best if name == "best" else last
+    assert new["global_step"] == 1
+    assert all(torch.equal(weight, begun["state_dict"][each]) for each, weight in new["state_dict"].items())
+    assert ends() == first
+
+
+def test_weights_do_not_begin_a_run_with_strange_characters(lists, fit):
+    fit(f"{ONE} --trainer.max_steps 5")
+    said = fit("--init_from best --data.path odd.txt", mistake=True)
+    assert "does not know 'ö'" in said
+    *_, flag, both = shlex.split(said)  # what the line says to do
+    fit(f"{ONE} --trainer.max_steps 5 {flag} {both}")
+    fit("--init_from best --data.path odd.txt --pictures false --trainer.max_steps 5")
+
+
+def test_a_config_is_the_same_run_again_from_any_folder(lists, fit, monkeypatch):
+    fit(ONE)
+    first, config = ends(), Path("lightning_logs/version_0/config.yaml").absolute()
+    assert "EarlyStopping" in config.read_text()  # chosen for this list
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    fit(f"--config '{config}'")
+    assert ends() == first
+    assert Path("lightning_logs/version_0/config.yaml").read_text() == config.read_text()

@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import Vocabulary, windows
-from makemore_pl.windows import (
-    Counts,
-    add_counts,
-    align_counts,
-    build_windows,
-    count_windows,
-    count_words,
-    show_windows,
-)
+from makemore_pl.windows import add_counts, align_counts, build_windows, count_windows, count_words, show_windows
 
 FIRST_FIVE = """
 ... e|..e m|.em m|emm a|mma .
@@ -28,11 +20,22 @@ FIRST_FIVE = """
 WORDS = st.lists(st.text(alphabet="abñ名.", min_size=1, max_size=9), min_size=1, max_size=30)
 
 
+def pairs(X, Y):
+    """How often each context and next character came, by a dictionary."""
+    return Counter((*x, y) for x, y in zip(X.tolist(), Y.tolist(), strict=True))
+
+
+def as_pairs(counts):
+    """The same from counted windows, in their order; the contexts must be sorted and each have a pair."""
+    assert counts.contexts.tolist() == sorted(counts.contexts[counts.row].unique(dim=0).tolist())
+    rows = torch.cat([counts.contexts[counts.row], counts.y[:, None]], dim=1).tolist()
+    return dict(zip(map(tuple, rows), counts.n.tolist(), strict=True))
+
+
 def test_the_first_five_names_give_the_32_rows_of_the_notebook(names):
     vocabulary = Vocabulary.from_words(names)
     X, Y = build_windows(names[:5], vocabulary, 3)
-    assert (X.shape, X.dtype) == ((32, 3), torch.int64)
-    assert (Y.shape, Y.dtype) == ((32,), torch.int64)
+    assert (X.shape, X.dtype, Y.shape, Y.dtype) == ((32, 3), torch.int64, (32,), torch.int64)
     rows = [row.split() for line in FIRST_FIVE.split("\n")[1:-1] for row in line.split("|")]
     assert show_windows(X, Y, vocabulary) == "\n".join(f"{x} --> {y}" for x, y in rows)
     assert X[3].tolist() == [5, 13, 13]
@@ -48,66 +51,42 @@ def test_windows_are_those_of_the_double_loop(words, block_size):
 
 def test_no_words_give_no_windows():
     X, Y = build_windows([], Vocabulary("ab"), 3)
-    assert X.shape == (0, 3)
-    assert Y.shape == (0,)
+    assert (X.shape, Y.shape) == ((0, 3), (0,))
+    assert len(count_words([], Vocabulary("ab"), 3)) == 0
 
 
-def test_block_size_must_be_positive():
-    with pytest.raises(ValueError, match="block_size is 0"):
-        build_windows(["a"], Vocabulary("a"), 0)
-
-
-@given(WORDS, st.integers(1, 12))
-def test_counts_are_those_of_a_dictionary(words, block_size):
+@given(WORDS, st.integers(1, 12), st.data())
+def test_counts_are_those_of_a_dictionary(words, block_size, data):
     vocabulary = Vocabulary.from_words(words)
     X, Y = build_windows(words, vocabulary, block_size)
-    counts = count_windows(X, Y, len(vocabulary))
-    assert [tuple(x) for x in counts.contexts.tolist()] == sorted({tuple(x) for x in X.tolist()})
-    expected = Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True))
-    pairs = list(zip(map(tuple, counts.contexts[counts.row].tolist()), counts.y.tolist(), strict=True))
-    assert pairs == sorted(expected)
-    assert counts.n.tolist() == [expected[pair] for pair in pairs]
-    assert counts.totals().tolist() == list(dict(sorted(Counter(map(tuple, X.tolist())).items())).values())
-
-
-@given(WORDS, WORDS, st.integers(1, 12))
-def test_counts_of_two_lists_add_up(first, second, block_size):
-    vocabulary = Vocabulary.from_words(first + second)
-    counted = [
-        count_windows(*build_windows(words, vocabulary, block_size), len(vocabulary))
-        for words in (first, second, first + second)
-    ]
-    assert same(add_counts(counted[0], counted[1]), counted[2])
-    none = Counts.empty(block_size, len(vocabulary))
-    assert same(add_counts(none, counted[0]), counted[0])
+    counts, expected = count_windows(X, Y, len(vocabulary)), pairs(X, Y)
+    assert list(as_pairs(counts).items()) == sorted(expected.items())
+    assert counts.totals().tolist() == [n for _, n in sorted(Counter(map(tuple, X.tolist())).items())]
+    # The dense counts of some contexts.
+    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(counts))] * 2)))
+    dense = [[expected[*x, y] for y in range(len(vocabulary))] for x in counts.contexts[start:stop].tolist()]
+    assert counts[start:stop].tolist() == dense
+    assert torch.equal(counts[start:], counts[start : len(counts) + 9])
 
 
 @given(WORDS, WORDS, st.integers(1, 4))
-def test_aligned_counts_are_the_counts_of_each_over_the_contexts_of_all(first, second, block_size):
+def test_counts_of_two_lists_add_up_and_align(first, second, block_size):
     vocabulary = Vocabulary.from_words(first + second)
-    V = len(vocabulary)
-    windows_of = [build_windows(words, vocabulary, block_size) for words in (first, second)]
-    aligned = align_counts(*(count_windows(X, Y, V) for X, Y in windows_of))
-    expected = [Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True)) for X, Y in windows_of]
-    every = sorted(expected[0] | expected[1])
-    for own, its in zip(aligned, expected, strict=True):
-        assert list(zip(map(tuple, own.contexts[own.row].tolist()), own.y.tolist(), strict=True)) == every
-        assert own.n.tolist() == [its[pair] for pair in every]
+    own = [count_words(words, vocabulary, block_size) for words in (first, second)]
+    expected = [pairs(*build_windows(words, vocabulary, block_size)) for words in (first, second)]
+    together = expected[0] + expected[1]
+    assert list(as_pairs(add_counts(*own)).items()) == sorted(together.items())
+    # Aligned, each has the pairs of both, some of them 0 times.
+    for aligned, its in zip(align_counts(*own), expected, strict=True):
+        assert list(as_pairs(aligned).items()) == [(pair, its[pair]) for pair in sorted(together)]
 
 
-@given(WORDS, st.integers(1, 4), st.data())
-def test_counts_of_some_contexts_are_dense_ones(words, block_size, data):
-    vocabulary = Vocabulary.from_words(words)
-    X, Y = build_windows(words, vocabulary, block_size)
-    counts = count_windows(X, Y, len(vocabulary))
-    start, stop = sorted(data.draw(st.tuples(*[st.integers(0, len(counts))] * 2)))
-    expected = torch.zeros(len(counts), len(vocabulary), dtype=torch.int64)
-    rows = {tuple(x): i for i, x in enumerate(counts.contexts.tolist())}
-    for x, y in zip(X.tolist(), Y.tolist(), strict=True):
-        expected[rows[tuple(x)], y] += 1
-    assert torch.equal(counts[:], expected)
-    assert torch.equal(counts[start:stop], expected[start:stop])
-    assert torch.equal(counts[start : stop + 9], expected[start : stop + 9])
+@pytest.mark.parametrize("words_per_part", [1, 7, 1000])
+def test_counting_part_by_part_is_counting_at_once(words_per_part, names, monkeypatch):
+    vocabulary = Vocabulary.from_words(names)
+    monkeypatch.setattr(windows, "WORDS_PER_PART", words_per_part)
+    found = count_words(names[:1000], vocabulary, 3)
+    assert as_pairs(found) == pairs(*build_windows(names[:1000], vocabulary, 3))
 
 
 def test_thousands_of_characters_take_no_more_memory_than_their_windows():
@@ -119,27 +98,10 @@ def test_thousands_of_characters_take_no_more_memory_than_their_windows():
     assert counts[5:7].shape == (2, counts.vocab_size)
 
 
-def same(first, second):
-    fields = ("contexts", "row", "y", "n")
-    return all(torch.equal(getattr(first, name), getattr(second, name)) for name in fields)
-
-
-def test_counting_part_by_part_is_counting_at_once(names, monkeypatch):
-    vocabulary = Vocabulary.from_words(names)
-    expected = count_windows(*build_windows(names[:1000], vocabulary, 3), 27)
-    for words_per_part in (1, 7, 999, 1000, 5000):
-        monkeypatch.setattr(windows, "WORDS_PER_PART", words_per_part)
-        found = count_words(names[:1000], vocabulary, 3)
-        assert same(found, expected)
-
-
 def test_contexts_that_do_not_fit_into_64_bits_are_counted_too():
     words = [chr(0x4E00 + i % 997) + chr(0x4E00 + i % 991) + "後" * (i % 40) for i in range(2000)]
     vocabulary = Vocabulary.from_words(words)
     assert len(vocabulary) ** 20 > 2**63
     X, Y = build_windows(words, vocabulary, 20)
     counts = count_windows(X, Y, len(vocabulary))
-    assert [tuple(x) for x in counts.contexts.tolist()] == sorted({tuple(x) for x in X.tolist()})
-    expected = Counter(zip(map(tuple, X.tolist()), Y.tolist(), strict=True))
-    pairs = zip(map(tuple, counts.contexts[counts.row].tolist()), counts.y.tolist(), strict=True)
-    assert dict(zip(pairs, counts.n.tolist(), strict=True)) == expected
+    assert list(as_pairs(counts).items()) == sorted(pairs(X, Y).items())

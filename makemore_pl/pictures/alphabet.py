@@ -1,18 +1,21 @@
-"""How the characters of an alphabet are shown: their kinds, their labels, and which of thousands.
+"""How the characters of an alphabet are shown: their kinds, labels and fonts, and which of thousands.
 
 Needs no Lightning. V is the vocabulary size.
 """
 
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 import torch
 
-from makemore_pl.pictures.writing import find_fonts
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 from makemore_pl.windows import Counts
 
-LETTERS = 500
+FONT = "DejaVu Sans"
+"""Shipped with matplotlib; it has Latin, Greek, Cyrillic, Hebrew and Arabic letters."""
+
+LETTERS = 100
 """Characters on the map and in the projector, at most: more would hide each other."""
 
 ALPHABETS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")
@@ -45,9 +48,36 @@ def visible(character: str) -> str:
     return f"◌{character}" if unicodedata.category(character)[0] == "M" else character
 
 
+@lru_cache(16)
+def find_fonts(characters: str) -> tuple[list[str], set[str]]:
+    """Finds the font of this machine with the most of the characters that `FONT` lacks.
+
+    Returns:
+        The families, of which matplotlib takes for each character the first that has it, and the characters that both
+        lack.
+    """
+    from matplotlib.font_manager import fontManager, get_font
+
+    def lacking(family: str, wanted: set[str]) -> set[str]:
+        font = get_font(regular[family])
+        return {character for character in wanted if not font.get_char_index(ord(character))}
+
+    # The font "Last Resort" has a box for every character.
+    regular = {
+        entry.name: entry.fname
+        for entry in fontManager.ttflist
+        if entry.style == "normal" and entry.weight == 400 and "Last" not in entry.name
+    }
+    missing = lacking(FONT, set(characters))
+    if not missing:
+        return [FONT], missing
+    further = min(regular, key=lambda family: len(lacking(family, missing)))
+    return [FONT, further], lacking(further, missing)
+
+
 def tokens(vocabulary: Vocabulary) -> list[str]:
     """The labels of the V tokens in a figure; a character missing from all fonts as its code point, as `U+540D`."""
-    missing = find_fonts(vocabulary.characters).missing
+    _, missing = find_fonts(vocabulary.characters)
     return [".", *(f"U+{ord(x):04X}" if x in missing else visible(x) for x in vocabulary.characters)]
 
 
@@ -63,8 +93,3 @@ def most_frequent(vocabulary: Vocabulary, counts: Iterable[Counts] = ()) -> list
         often.index_add_(0, split.y.cpu(), split.n.cpu())
     often[BOUNDARY] = often.sum() + 1
     return often.argsort(descending=True, stable=True)[: LETTERS + 1].tolist()
-
-
-def is_code(label: str) -> bool:
-    """Tells whether a label of `tokens` is a code point, which needs more room than a character."""
-    return len(label) > 2

@@ -1,1 +1,0 @@
-"""The command line: `fit`, `predict`, `validate`, `test`, `lr_find`, `export`."""

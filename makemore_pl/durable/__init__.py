@@ -1,1 +1,0 @@
-"""What outlives a crash: whole files, locked folders, signals, the watchdog of several processes."""

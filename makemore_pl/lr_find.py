@@ -1,0 +1,127 @@
+"""`lr_find`, the lecture's search for a learning rate: one step at each of many, and the valley of their losses."""
+
+import math
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from makemore_pl.callbacks import choose_threads
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.model import MLP
+from makemore_pl.optimization import make_optimizer
+from makemore_pl.report import command_line, describe, say, shown
+
+LOWEST, HIGHEST = 0.001, 1.0
+"""The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
+
+POINTS = 100
+"""The number of points that the raw losses are averaged to, which removes most of the noise of minibatches."""
+
+LINEAR_SHARE = 0.5
+"""The mean learning rate over a run of the linear schedule, as a share of its peak."""
+
+
+def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> None:
+    """Takes a step at each of many learning rates from 0.001 to 1 (makemore part 2), and prints the command to train.
+
+    The curve goes to TensorBoard and to lr_find.png in the folder of the run. The linear schedule is at its peak for a
+    moment only: its mean over the run is what compares with a rate for all steps, so the peak is twice that.
+
+    Args:
+        trainer: gives device, precision and folder; it trains nothing.
+        model: not yet trained.
+        datamodule: its data.
+        num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
+
+    Raises:
+        ValueError: if there are fewer than two steps, several devices, or the loss never falls.
+    """
+    num_steps = num_steps or (200 if datamodule.takes_all else 1000)
+    if num_steps < 2:
+        raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
+    if trainer.world_size > 1:
+        raise ValueError("lr_find runs on one device; omit --trainer.devices and --trainer.strategy")
+    describe(datamodule, model)
+    lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
+    losses = take_steps(trainer, model, datamodule, lrs)
+    found = valley(lrs, losses)
+
+    share = LINEAR_SHARE if model.hparams["schedule"] == "linear" else 1.0
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    from makemore_pl.pictures.figures import draw_learning_rates  # matplotlib takes half a second to import
+
+    figure = draw_learning_rates(lrs, losses, *found, share)
+    figure.savefig(folder / "lr_find.png")
+    if isinstance(trainer.logger, TensorBoardLogger):
+        trainer.logger.experiment.add_figure("lr_find", figure)
+    lr, low, high = (f"{rate / share:.2g}" for rate in found)
+    say(f"learning rate {lr}, good from {low} to {high}; the curve: {shown(folder / 'lr_find.png')}")
+    if share < 1:
+        say(f"this is the peak of the linear schedule: {1 / share:g} x {found[0]:.2g}, the rate for all steps")
+    flags = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :]) if "lr_find" in sys.argv else ""
+    flags = re.sub(r"--(num_steps|model\.lr)[ =]\S+ ?", "", f"{flags} ")
+    print(f"{command_line(type(model), 'fit')} {flags}--model.lr {lr}", flush=True)
+
+
+def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequence[float]) -> list[float]:
+    """Takes a step at each learning rate, and returns the loss before each."""
+    data.setup("fit")
+    device = trainer.strategy.root_device
+    trainer.precision_plugin.convert_module(model.to(device))
+    batches, optimizer, losses = data.train_dataloader(), make_optimizer(model), []
+    choose_threads(batches.batch_size * sum(parameter.numel() for parameter in model.parameters()))
+    for step, lr in enumerate(lrs):
+        X, Y = trainer.precision_plugin.convert_input([part.to(device) for part in batches.batch(step)])
+        with trainer.precision_plugin.forward_context():
+            loss = model.loss(model(X), Y)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.param_groups[0]["lr"] = lr
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).tolist()
+
+
+def valley(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float, float]:
+    """Finds the learning rates where the loss has fallen far and still falls.
+
+    The valley is the longest fall of the loss over the logarithm of the learning rate: the longest sequence of points
+    each below the one before, others between them ignored. Its last third is good, the middle of that the suggestion.
+
+    Args:
+        lrs: learning rates, equally far apart in their logarithm.
+        losses: the loss at each; from the first that is no finite number on, they do not count.
+
+    Returns:
+        The suggestion, and the lowest and highest that are good.
+
+    Raises:
+        ValueError: if the loss never falls.
+    """
+    end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
+    size = max(1, len(losses) // POINTS)
+    places = [slice(start, start + size) for start in range(0, end - size + 1, size)]
+    points = [(fmean(map(math.log, lrs[place])), fmean(losses[place])) for place in places]
+    fall = longest_fall([loss for _, loss in points])
+    if len(fall) < 2:
+        raise ValueError("the loss did not fall at any learning rate from 0.001 to 1; try a smaller model")
+    first, last = points[fall[0]][0], points[fall[-1]][0]
+    low, middle, high = (math.exp(first + (last - first) * share) for share in (2 / 3, 5 / 6, 1))
+    return middle, low, high
+
+
+def longest_fall(values: Sequence[float]) -> list[int]:
+    """Returns the places of the longest strictly falling subsequence."""
+    falls: list[list[int]] = []  # the longest one that ends at each place
+    for i, value in enumerate(values):
+        before = [fall for fall in falls if values[fall[-1]] > value]
+        falls.append([*max(reversed(before), key=len, default=[]), i])
+    return max(reversed(falls), key=len, default=[])

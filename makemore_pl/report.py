@@ -1,0 +1,179 @@
+"""What `fit`, `validate` and `test` print: the list, the losses beside counting, and what to do next."""
+
+import math
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from makemore_pl.checkpoints import RunCheckpoint
+from makemore_pl.comparison import Comparison, show
+from makemore_pl.datamodule import NamesDataModule
+from makemore_pl.model import MLP
+from makemore_pl.windows import Counts, count_words
+from makemore_pl.words import looks_like
+
+MOST_CELLS = 2**26
+"""The most contexts x characters of a training split that a fit evaluates at its end."""
+
+FEW_WORDS = 50
+"""Up to this number, the loss of validation words says little."""
+
+
+@rank_zero_only
+def say(line: str) -> None:
+    """Prints a line to stderr; stdout is for names and tables."""
+    # A line may quote a file, and control characters would move the cursor of a terminal.
+    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
+    print(shown, file=sys.stderr, flush=True)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns a number with its noun: `1 word`, `2,000 words`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def four_digits(loss: float) -> str:
+    """Returns a loss with four digits after the point, or a very large one in short: `2.0886`, `4.85e+08`."""
+    return f"{loss:.4f}" if loss < 1e5 else f"{loss:.3g}"
+
+
+def program(name: str) -> str:
+    """Returns what starts a program of this environment from the shell that started this one."""
+    beside = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    return name if found and Path(found).parent == beside.parent else shown(beside)
+
+
+def shown(path: Path) -> str:
+    """Returns a path from the current folder, if it is in there."""
+    return os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else str(path)
+
+
+def command_line(model: type[MLP], *words: str) -> str:
+    """Joins words to a command that can be pasted, of the script that brings its own class or of `python -m`."""
+    script = ["-m", "makemore_pl"] if model is MLP else [sys.argv[0]]
+    return shlex.join([program("python"), *script, *words])
+
+
+def describe(data: NamesDataModule, model: MLP) -> None:
+    """Prints the size of the data and of the network."""
+    splits = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
+    say(f"{counted(len(data.words), 'word')}, {len(set(data.words)):,} distinct: {splits}")
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"{counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
+    if data.hparams["column"] is None and (hint := looks_like(data.words)):
+        say(f"hint: this list {hint}")
+
+
+def compare(
+    model: MLP, data: NamesDataModule, trained: NamesDataModule | None, trainer: Trainer, splits: Iterable[str]
+) -> tuple[Comparison, dict[str, Counts]]:
+    """Compares a network with counting, and both mixed, on the words of splits and on those that are not in train.
+
+    Args:
+        model: the network.
+        data: the words to judge on.
+        trained: the words that the network was trained on, to count; None to omit counting.
+        trainer: says on which device and in which precision.
+        splits: of `train`, `val` and `test`.
+
+    Returns:
+        The comparison, and the windows of each set of words by its name.
+    """
+    device = trainer.strategy.root_device
+    trainer.precision_plugin.convert_module(model.eval().to(device))
+
+    def network(X: Tensor) -> Tensor:
+        with trainer.precision_plugin.forward_context():
+            return model(X.to(device))
+
+    sets, known = {}, set((trained or data).splits["train"])
+    for split in splits:
+        name = split if trained is data else Path(data.hparams["path"]).name
+        sets[name] = data.count(split)
+        unseen = [word for word in data.splits[split] if word not in known]
+        if split != "train" and 0 < len(unseen) < len(data.splits[split]):
+            sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
+    counting = trained and trained.count("train")
+    held_out = trained and trained.hparams["val_fraction"] and trained.count("val")
+    return Comparison(network, counting or None, held_out or None), sets
+
+
+def print_table(
+    model: MLP, data: NamesDataModule, trained: NamesDataModule | None, trainer: Trainer, split: str
+) -> None:
+    """Prints the table of `validate` and `test`, on the first rank."""
+    if trainer.is_global_zero:
+        compared, sets = compare(model, data, trained, trainer, [split])
+        print(show(compared.score(*sets.values()), list(sets)), flush=True)
+        warn_of_few_words(next(iter(sets)), data.splits[split])
+
+
+def warn_of_few_words(name: str, words: list[str]) -> None:
+    """Says that a loss over a few words means little."""
+    if len(words) <= FEW_WORDS:
+        say(f"{name} has only {counted(len(words), 'word')}: its losses are mostly chance")
+
+
+def report(trainer: Trainer, model: MLP, data: NamesDataModule, predict: str) -> None:
+    """Prints where the best checkpoint is and its losses on stderr, and names on stdout.
+
+    Args:
+        trainer: after its fit.
+        model: trained.
+        data: its data.
+        predict: the command that draws more names.
+    """
+    log_dir = trainer.log_dir  # a broadcast: all ranks call it
+    if not trainer.is_global_zero:
+        return
+    path, score = None, None
+    for each in trainer.checkpoint_callbacks:
+        if isinstance(each, RunCheckpoint):
+            if each.monitor or path is None:  # without validation there is no best
+                path, score = each.path, each.best_model_score
+            better = each.better if each.monitor else None
+            if better is not None and score is not None and better[1] < score:
+                say(f"a better checkpoint is in the folder of the run before: {better[0]} (val/loss {better[1]:.4f})")
+    if path is not None and path.exists():
+        model = type(model).load_from_checkpoint(path, map_location="cpu")
+        judged = f" (val/loss {four_digits(float(score))})" if score is not None else ""
+        say(f"checkpoint: {shown(path)}{judged}")
+    say_losses(trainer, model, data)
+    if path is not None and path.exists():
+        say(f"more names: {predict}")
+    if log_dir and isinstance(trainer.logger, TensorBoardLogger):
+        say(f"the curves: {shlex.join([program('tensorboard'), '--logdir', shown(Path(log_dir).parent)])}")
+    print(*model.sample(), sep="\n", flush=True)
+
+
+def say_losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
+    """Prints the losses over whole splits: of the network, of counting, and of their mixture."""
+    if not data.hparams["val_fraction"]:
+        return
+    train = data.count("train")
+    # Over a large training split it would take long.
+    splits = ["train", "val"] if len(train) * train.vocab_size <= MOST_CELLS else ["val"]
+    compared, sets = compare(model, data, data, trainer, splits)
+    losses = compared.losses(*sets.values())
+    width = max(map(len, losses)) + 2
+    say("loss".ljust(width) + "".join(f"{name:>16}" for name in sets))
+    for name, row in losses.items():
+        say(name.ljust(width) + "".join(f"{four_digits(loss):>16}" for loss in row))
+    if losses["network"][0] > (chance := math.log(len(data.vocabulary))):
+        say(f"worse than chance, {chance:.4f}: this run diverged; try a smaller --model.lr")
+    elif compared.weight is not None and compared.weight < 0.01:
+        memorised = losses["network"][0] < losses["Kneser-Ney"][0]
+        remedy = "--data.smoothing 0.8, or more --model.weight_decay" if memorised else "more --model.hidden_size"
+        say(f"counting alone is as good: the network adds nothing; try {remedy}")
+    else:
+        say("These val losses are slightly optimistic: this checkpoint was chosen by them. `test` is unbiased.")
+    warn_of_few_words("val", data.splits["val"])

@@ -1,0 +1,169 @@
+import io
+import math
+import re
+
+import notebook
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, TensorDataset
+
+from makemore_pl import MLP, NamesDataModule, NGram, sampling
+from makemore_pl.predict import NamesWriter, Request, mix_with_counting
+
+
+def trainer(*callbacks):
+    off = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
+    return Trainer(accelerator="cpu", callbacks=list(callbacks), **off)
+
+
+@pytest.fixture
+def predict(capsys):
+    """Gives what `predict` writes: (stdout, stderr)."""
+
+    def run(model=None, **options):
+        request = Request(**options)
+        capsys.readouterr()
+        trainer(NamesWriter(request)).predict(model or MLP(), request, return_predictions=False)
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(sampling, "CHUNK", 64)
+
+
+def test_names_are_written_one_a_line(predict):
+    for options in {"num_names": 200}, {"num_names": 30, "unique": True, "pattern": ".{3,8}"}:
+        assert predict(**options).out == "".join(f"{name}\n" for name in MLP().sample(**options))
+
+
+def test_each_chunk_is_written_before_the_next_is_drawn(monkeypatch):
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stdout", written)
+    seen = []
+
+    class Spy(sampling.Draw):
+        def chunk(self, number):
+            seen.append(len(written.getvalue().split()))
+            return super().chunk(number)
+
+    monkeypatch.setattr("makemore_pl.model.Draw", Spy)
+    request = Request(num_names=150)
+    trainer(NamesWriter(request)).predict(MLP(), request, return_predictions=False)
+    assert seen == [0, 64, 128]
+
+
+def test_names_before_an_error_are_kept(predict, capsys):
+    with pytest.raises(ValueError, match="1 of 20 names: no other unique one"):
+        predict(temperature=0, prompt="emma", unique=True)
+    assert len(capsys.readouterr().out.split()) == 1
+
+
+def test_stdout_is_utf8_whatever_the_locale(predict, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, "cp1252"))
+    predict(MLP("名"), num_names=1)
+    assert set(raw.getvalue().decode("utf-8")) == {"名", "\n"}
+
+
+def test_a_line_says_how_to_repeat_the_names(predict):
+    assert predict().err.endswith("seed 2147483647: the same names each time; --sample.seed random draws others\n")
+    other, err = predict(seed="random")
+    seed, again = re.search(r"^seed (\d+): --sample.seed (\d+) draws these names again$", err, re.M).groups()
+    assert seed == again
+    repeated, err = predict(seed=int(seed))
+    assert repeated == other != predict().out
+    assert "seed" not in err
+
+
+def test_a_prompt_with_capitals_is_taken_as_the_list_has_it(predict):
+    out, err = predict(prompt="Anna")
+    assert out == predict(prompt="anna").out
+    assert "prompt 'Anna' taken in small letters: the list has no capitals\n" in err
+    assert "small letters" not in predict(MLP("ABab"), prompt="A").err
+
+
+def test_words_are_scored_in_their_order(predict, names, tmp_path, monkeypatch):
+    monkeypatch.setattr("makemore_pl.predict.SCORED", 2)
+    words = ["emma", "xqzt", "Ava", "peña", "a", "niño"]
+    (tmp_path / "mine.txt").write_text("\n".join(words), encoding="utf-8")
+    model = MLP(init="lecture")
+    out, err = predict(model, score=str(tmp_path / "mine.txt"))
+    for word, line in zip(words, out.splitlines(), strict=True):
+        score, perplexity, name = line.split("\t")
+        assert name == word
+        if "ñ" in word:
+            assert (score, perplexity) == ("-inf", "inf")
+            continue
+        X, Y = notebook.build_dataset([word.lower()], notebook.stoi(names))
+        mean = notebook.negative_log_likelihood(dict(model.named_parameters()), X, Y).item()
+        assert float(score) == pytest.approx(-mean * len(Y), abs=1e-3)
+        assert float(perplexity) == pytest.approx(math.exp(mean), rel=1e-3)
+    assert "words such as 'Ava' taken in small letters: the list has no capitals\n" in err
+    assert err.endswith("-inf for 2 of 6 words: they hold characters that the network does not know, such as 'ñ'\n")
+    assert "seed" not in err
+
+
+def test_words_may_come_from_stdin(predict, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"emma\n\nolivia\n")))
+    assert [line.split("\t")[2] for line in predict(score="-").out.splitlines()] == ["emma", "olivia"]
+
+
+@pytest.mark.parametrize("options", [{"prompt": "a"}, {"unique": True}, {"novel": True}, {"pattern": "a.*"}])
+def test_options_of_new_names_are_refused_where_words_are_scored(options):
+    with pytest.raises(ValueError, match="score takes words as they are: omit prompt, unique, novel and pattern"):
+        Request(score="mine.txt", **options)
+
+
+@pytest.mark.parametrize("val_fraction", [0.1, 0])
+def test_names_may_come_from_the_mixture_with_counting(val_fraction, names, capsys):
+    """Against the notebook's formulas: probabilities of the network and of counting, mixed as the line says."""
+    data = NamesDataModule(val_fraction=val_fraction)
+    model = MLP(init="lecture")
+    mix_with_counting(model, data)
+    network, counted = re.search(
+        r"^mixture: (\d+) % network, (\d+) % Kneser-Ney$", capsys.readouterr().err, re.M
+    ).groups()
+    assert int(network) + int(counted) == 100
+    assert val_fraction or (network, counted) == ("50", "50")
+    counting = NGram.from_words(data.splits["train"], model.vocabulary, 3)
+    drawn = model.sample(30)
+    assert drawn != MLP(init="lecture").sample(30)
+    for name, score in zip(drawn, model.score(drawn), strict=True):
+        X, Y = notebook.build_dataset([name], notebook.stoi(names))
+        p = notebook.probabilities(dict(model.named_parameters()), X)
+        p = int(network) / 100 * p + int(counted) / 100 * counting(X).exp()
+        expected = p[torch.arange(len(Y)), Y].log().sum().item()
+        assert score == pytest.approx(expected, abs=0.02 * len(Y))  # the shares are printed with two digits
+
+
+def test_a_loader_of_words_is_scored_and_one_of_contexts_gives_logits():
+    model = MLP(init="lecture")
+    words = ["emma", "ava", "ñ"]
+    first, second = trainer().predict(model, DataLoader(words, batch_size=2))
+    assert first + second == model.score(words)
+    X = torch.randint(27, (5, 3), generator=torch.Generator().manual_seed(1))
+    for loader in DataLoader(X, batch_size=2), DataLoader(TensorDataset(X, X[:, 0]), batch_size=2):
+        logits = trainer().predict(model, loader)
+        assert [len(each) for each in logits] == [2, 2, 1]
+        torch.testing.assert_close(torch.cat(logits), model(X).detach())
+    first, second = trainer().predict(model, Request(num_names=70))
+    assert (first + second, len(second)) == (model.sample(70), 6)
+
+
+@pytest.mark.parametrize(
+    ("loader", "given"),
+    [
+        (DataLoader(torch.zeros(4, 3), batch_size=2), r"\(2, 3\) torch.float32"),
+        (DataLoader(torch.zeros(4, 5, dtype=torch.int64), batch_size=2), r"\(2, 5\) torch.int64"),
+        (["emma", "ava"], "str"),
+        ([1, 2], "int"),
+    ],
+)
+def test_any_other_loader_gets_one_line(loader, given):
+    expected = r"a Sampler, batches of words, or contexts \(B, 3\) int64$"
+    with pytest.raises(ValueError, match=f"^predict: the loader gives {given}; expected {expected}"):
+        trainer().predict(MLP(), loader)
