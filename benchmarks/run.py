@@ -3,9 +3,7 @@
 README.md in this folder describes what each row measures and what it excludes.
 """
 
-import argparse
 import contextlib
-import functools
 import io
 import json
 import multiprocessing
@@ -18,64 +16,57 @@ import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
+os.environ["OMP_NUM_THREADS"] = "1"  # both sides; torch reads it when it is imported
+
+import cost
 import lightning
 import peers
 import torch
-from lightning.pytorch.loops.fit_loop import _FitLoop
-from peers import seconds
+from peers import Timed, seconds
 
 import makemore_pl
 from makemore_pl import MLP, NamesDataModule, Sampler
-from makemore_pl.commands import cli
-from makemore_pl.commands.process import keep_freed_memory
+from makemore_pl.cli import CLI
+from makemore_pl.parser import silence_stock_noise
+from makemore_pl.process import keep_freed_memory
 from makemore_pl.sampling import Draw
 from makemore_pl.windows import align_counts, build_windows
 
 HERE = Path(__file__).parent
-CONFIGS = HERE.parent / "configs"
+PROGRAM = [sys.executable, "-m", "makemore_pl"]
 LOOP_STEPS, LECTURE_STEPS = 20_000, 200_000
-PARTS = ["training", "process", "busy", "arithmetic", "sampling", "large", "cost"]
+WORDS = 10_000_000
 
 
-class Peer:
-    """Runs functions of peers.py in a separate process, so that neither side's settings affect the other."""
-
-    def __init__(self):
-        self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-
-    def __getattr__(self, name):
-        return lambda *arguments: self.pool.submit(getattr(peers, name), *arguments).result()
+class TimedMLP(Timed, MLP):
+    """MLP that measures its training loop."""
 
 
-@contextlib.contextmanager
-def fit_loop_clock():
-    """Measures the time inside the Trainer's fit loop: steps, validations, logs and checkpoints, without set-up."""
-    took, run = [], _FitLoop.run
-    _FitLoop.run = lambda fit_loop: took.append(seconds(run, fit_loop))
-    try:
-        yield took
-    finally:
-        _FitLoop.run = run
+def new_process():
+    """Makes a pool of one process, whose settings and memory are its own."""
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def fit(folder, *arguments):
-    """Runs the whole `fit` in this process; returns the seconds in its loop and the checkpoint."""
-    sys.argv = ["makemore_pl", "fit", "--trainer.default_root_dir", str(folder), "--pictures", "false"]
-    sys.argv += map(str, arguments)
-    with fit_loop_clock() as took, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        cli.main()
-    return took[0], max(folder.glob("lightning_logs/*/checkpoints/best.ckpt"), key=lambda path: path.stat().st_mtime)
+def like_the_command_line():
+    keep_freed_memory()
+    silence_stock_noise()
 
 
-def validation_loss(checkpoint):
-    callbacks = torch.load(checkpoint, weights_only=True)["callbacks"]
-    return float(callbacks["RunCheckpoint best"]["best_model_score"])
+def fit(folder, *arguments, data=NamesDataModule):
+    """Runs the whole `fit` in this process; returns the command line, whose model knows its seconds."""
+    args = ["fit", "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder}", "--pictures=false"]
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return CLI(TimedMLP, data, args=[*args, *map(str, arguments)])
 
 
-def measured(work, peer, ours, at_least, aim, rounds=5):
-    """Runs the two alternately; returns the ratio of each round."""
+def best_model(cli):
+    """Loads the best network of a fit."""
+    return MLP.load_from_checkpoint(cli.folder / "checkpoints" / "best.ckpt")
+
+
+def measured(work, peer, ours, at_least=None, rounds=3):
+    """Runs the two alternately, each of which returns its seconds; prints and returns their ratio."""
     pairs = [(peer(), ours()) for _ in range(rounds)]
     ratios = [theirs / own for theirs, own in pairs]
     row = {
@@ -86,58 +77,54 @@ def measured(work, peer, ours, at_least, aim, rounds=5):
         "lowest": min(ratios),
         "highest": max(ratios),
         "at_least": at_least,
-        "aim": aim,
     }
-    print(table_line(row), flush=True)
+    print(
+        "| {work} | {peer_s:.3g} s | {ours_s:.3g} s | **{ratio:.3g}** | {lowest:.3g} to {highest:.3g} |".format(**row),
+        flush=True,
+    )
     return row
 
 
-def table_line(row):
-    return (
-        f"| {row['work']} | {row['peer_s']:.3g} s | {row['ours_s']:.3g} s | **{row['ratio']:.3g}** "
-        f"| {row['lowest']:.3g} to {row['highest']:.3g} |"
-    )
-
-
-def training(peer, folder, device="cpu"):
-    accelerator = ["--trainer.accelerator", {"cpu": "cpu", "cuda": "gpu"}[device]]
-    on = f", {torch.cuda.get_device_name()}" if device == "cuda" else ""
-    reached = []
-
+def training(peer, folder):
     def loop():
-        return peer.time_loop(LOOP_STEPS, device) * LECTURE_STEPS / LOOP_STEPS
+        return peer(peers.time_loop, LOOP_STEPS)
 
     def quick():
-        took, checkpoint = fit(folder, "--config", CONFIGS / "quick.yaml", *accelerator)
-        reached.append(validation_loss(checkpoint))
-        return took
+        cli = fit(folder, "--config", "quick")
+        assert cli.trainer.callback_metrics["val/loss"] <= 2.1701, "configs/quick.yaml does not reach 2.1701"
+        return cli.model.seconds
 
     def lecture():
-        return fit(folder, "--config", CONFIGS / "lecture.yaml", "--trainer.max_steps", LOOP_STEPS, *accelerator)[0]
+        return fit(folder, "--config", "lecture", "--trainer.max_epochs", 2).model.seconds  # of 10,000 updates
 
-    rows = [
-        measured(f"to validation loss 2.1701, training loop{on}", loop, quick, 60, 150),
-        measured(
-            f"20,000 steps of the lecture, against its loop{on}",
-            lambda: peer.time_loop(LOOP_STEPS, device),
-            lecture,
-            1,
-            3,
-        ),
+    def usual():
+        return peer(peers.time_usual_lightning, LOOP_STEPS // 10, folder) * 10
+
+    whole = LECTURE_STEPS / LOOP_STEPS
+    return [
+        measured("to validation loss 2.1701, training loop", lambda: loop() * whole, quick, 60),
+        measured("20,000 updates of the lecture, against its loop", loop, lecture, 2.0),
+        measured("20,000 updates of the lecture, against the usual Lightning", usual, lecture),
+        measured("the default fit, against a bare loop", bare_loop, lambda: fit(folder).model.seconds, 0.87),
     ]
-    assert max(reached) <= 2.1701, f"configs/quick.yaml reaches only {max(reached)}"
-    if device == "cpu":
-        usual = 2000
-        rows.append(
-            measured(
-                "20,000 steps of the lecture, against the usual Lightning",
-                lambda: peer.time_usual_lightning(usual, folder) * LOOP_STEPS / usual,
-                lecture,
-                5,
-                15,
-            )
-        )
-    return rows
+
+
+def bare_loop(device="cpu", steps=500, validate_every=25):
+    """The default fit without a Trainer: the same arithmetic and the same validations; returns its seconds."""
+    data, model = NamesDataModule(), MLP().to(device)
+    (X, Y), val = [(own.contexts.to(device), own[:].float().to(device)) for own in map(data.count, ("train", "val"))]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.04, betas=(0.85, 0.95), weight_decay=0.3, fused=True)
+    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i: min((i + 1) / (steps / 10), (1 - i / steps) / 0.9))
+    start = time.perf_counter()
+    for step in range(1, steps + 1):
+        optimizer.zero_grad()
+        model.loss(model(X), Y).backward()
+        optimizer.step()
+        rate.step()
+        if step % validate_every == 0:
+            with torch.no_grad():
+                model.loss(model(val[0]), val[1])
+    return time.perf_counter() - start
 
 
 def whole_process(folder):
@@ -147,82 +134,25 @@ def whole_process(folder):
         in_loop = float(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
         return time.perf_counter() - start + in_loop * (LECTURE_STEPS / LOOP_STEPS - 1)
 
-    def ours():
-        command = [
-            sys.executable,
-            "-m",
-            "makemore_pl",
-            "fit",
-            "--config",
-            CONFIGS / "quick.yaml",
-            "--pictures",
-            "false",
-        ]
-        return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder))
-
-    return [measured("the same as the first, from launch to exit", notebook, ours, 8, 15)]
+    command = [*PROGRAM, "fit", "--config", "quick", "--pictures", "false"]
+    return measured("to validation loss 2.1701, from launch to exit", notebook, lambda: launched(command, folder))
 
 
-@contextlib.contextmanager
-def other_work():
-    """Keeps every core busy with one process each until the block ends."""
-    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.wait()
-
-
-def busy(folder):
-    """Measures the command line beside other work, and the cost of its choice of threads without other work."""
-    spinning = {"OMP_NUM_THREADS": str(os.cpu_count()), "OMP_WAIT_POLICY": "ACTIVE"}  # torch's own choice
-
-    def whole(*arguments, **environment):
-        command = [sys.executable, "-m", "makemore_pl", *arguments]
-        options = {"check": True, "capture_output": True, "cwd": folder, "env": os.environ | environment}
-        return seconds(lambda: subprocess.run(command, **options))
-
-    def beside(*arguments, **environment):
-        with other_work():
-            return whole(*arguments, **environment)
-
-    fit, lr_find = ["fit"], ["lr_find"]
-    predict = ["predict", "--sample.num_names", "1000000", "--sample.output", "names"]
-    rows = []
-    for name, command in [("default fit", fit), ("lr_find", lr_find), ("predict, 1,000,000 names", predict)]:
-        rows += [
-            measured(
-                f"{name}, quiet, against all threads",
-                lambda c=command: whole(*c, **spinning),
-                lambda c=command: whole(*c),
-                0.8,
-                1,
-                rounds=3,
-            ),
-            measured(
-                f"{name}, beside other work, against quiet",
-                lambda c=command: whole(*c),
-                lambda c=command: beside(*c),
-                0.5,
-                1,
-                rounds=3,
-            ),
-        ]
-    spins = "default fit, beside other work, against all threads"
-    return [measured(spins, lambda: beside(*fit, **spinning), lambda: beside(*fit), 2, 4, rounds=2), *rows]
+def launched(command, folder):
+    """The seconds of a process."""
+    return seconds(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder))
 
 
 def arithmetic(peer):
     data, model = NamesDataModule(), MLP(init="lecture")
-    train = data.view("train", counted=True)
-    held_out = align_counts(*data.count("val", "test").values())  # dev and test share most of their contexts
+    train, val, test = map(data.count, ("train", "val", "test"))
+    X, Y = train.contexts, train[:].float()
+    held_out = align_counts(val, test)  # they have most of their contexts in common
     contexts, counts = held_out[0].contexts, [own[:].float() for own in held_out]
 
     def gradient():
         model.zero_grad()
-        torch.autograd.backward(model.loss(model(train[0]), train[1]))
+        model.loss(model(X), Y).backward()
 
     def evaluate():
         with torch.inference_mode():
@@ -233,120 +163,91 @@ def arithmetic(peer):
     for own, theirs in zip(evaluate(), peers.windows()[1:], strict=True):
         torch.testing.assert_close(own, peers.loss(drawn, *theirs), rtol=1e-5, atol=1e-5)
 
-    splits = data.splits["train"], data.vocabulary, 3
+    def windows():
+        build_windows(data.splits["train"], data.vocabulary, 3)
+
+    pairs = [
+        ("loss and gradient over the training split", peers.time_loss_and_gradient, gradient),
+        ("loss over dev and test", peers.time_loss, evaluate),
+        ("windows from words", peers.time_build_dataset, windows),
+    ]
+    return [measured(name, lambda t=theirs: peer(t), lambda o=own: seconds(o, times=20)) for name, theirs, own in pairs]
+
+
+def sampling(peer, model, folder, names=1_000_000, their_names=2000):
+    def loop():
+        return peer(peers.time_sample, model.state_dict(), their_names) * names / their_names
+
+    command = [*PROGRAM, "predict", "--sample.num_names", str(names)]
     return [
-        measured(
-            "loss and gradient over the training split",
-            lambda: peer.time_loss_and_gradient("cpu"),
-            lambda: seconds(gradient, times=10),
-            40,
-            80,
-            rounds=9,
-        ),
-        measured(
-            "loss over dev and test",
-            lambda: peer.time_loss("cpu"),
-            lambda: seconds(evaluate, times=50),
-            20,
-            40,
-            rounds=9,
-        ),
-        measured(
-            "windows from words", peer.time_build_dataset, lambda: seconds(build_windows, *splits, times=10), 20, 50
-        ),
+        measured(f"{names:,} names as text", loop, lambda: seconds(model.sample, names)),
+        measured(f"{names:,} names, `predict` from launch to exit", loop, lambda: launched(command, folder), 130),
     ]
 
 
-def sampling(peer, model, names=1_000_000, their_names=2000):
-    state = model.state_dict()
-    return [
-        measured(
-            f"{names:,} names as text",
-            lambda: peer.time_sample(state, their_names) * names / their_names,
-            lambda: seconds(model.sample, names),
-            300,
-            600,
-        )
-    ]
-
-
-def large(folder, model, words=10_000_000):
-    """Measures ten million sampled words, in a separate process to know its memory."""
-    path = folder / "large.txt"
-    draw = Draw(Sampler(words, seed=1), model, model.vocabulary, model.block_size)
+def draw_words(path, model):
+    """Writes ten million names."""
+    draw = Draw(Sampler(WORDS, seed=1), model, model.vocabulary, model.block_size)
     with path.open("w") as file:
-        for number in draw.sampler:
-            file.write("\n".join(draw.chunk(number)) + "\n")
-    script = [sys.executable, HERE / "large.py", path]
-    found = json.loads(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    print("\n{words:,} words: read at {words_per_second:,.0f} words/s".format(**found))
-    print(
-        "split in {split_s:.1f} s, counted in {count_s:.1f} s, peak memory {peak_gb:.2f} GB (at most 3)".format(**found)
-    )
-    print("fitted in {fit_s:.1f} s, {fit_ratio:.2f} times as long as 32,033 words (at most 4)".format(**found))
-    return found
+        file.writelines(f"{name}\n" for name in draw.names())
 
 
-def cost():
-    """Measures in a separate process, on one thread."""
-    script = [sys.executable, HERE / "cost.py"]
-    return json.loads(subprocess.run(script, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def large(path):
+    """Reads, splits, counts and fits a list of ten million words; run it in a process of its own."""
+    import resource  # not on Windows
+
+    like_the_command_line()
+    found = {"words": WORDS} | read_and_count(path)
+    config = path.with_name("empty.yaml")
+    config.write_text("{}")  # with a config, nothing is chosen for a list
+    small_s, large_s = (fit(path.parent, "--config", config, *own).model.seconds for own in ([], ["--data.path", path]))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return found | {"fit_ratio": large_s / small_s, "peak_gb": peak}
 
 
-def devices():
-    return ["cpu"] + ["cuda"] * torch.cuda.is_available()
-
-
-def fitted_model(folder):
-    """Trains the default recipe on names.txt."""
-    _, checkpoint = fit(folder, "--trainer.accelerator", "cpu")
-    return MLP.load_from_checkpoint(checkpoint, weights_only=True)
+def read_and_count(path):
+    data = NamesDataModule(str(path))
+    steps = {"read": lambda: data.words, "split": lambda: data.splits, "count": lambda: data.count("train")}
+    return {f"{name}_s": seconds(step) for name, step in steps.items()}
 
 
 def machine():
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().split("\n") if cpuinfo.exists() else []
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    versions = {module.__name__: module.__version__ for module in (torch, lightning, makemore_pl)}
     return {
-        "processor": next(
-            (line.split(": ")[1] for line in lines if line.startswith("model name")), platform.processor()
-        ),
+        "processor": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": lightning.__version__,
-        "makemore_pl": makemore_pl.__version__,
-    }
+    } | versions
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", choices=PARTS, help="measure this part alone; others of this machine stay")
-    parser.add_argument("--output", type=Path, default=HERE / "results.json")
-    options = parser.parse_args()
-    keep_freed_memory()  # as the command line does
+    like_the_command_line()
+    pool = new_process()
 
-    found: dict[str, Any] = {"machine": machine()}
-    if options.only and options.output.exists():
-        before = json.loads(options.output.read_text())
-        found = before if before["machine"] == found["machine"] else found
-    peer, fitted = Peer(), functools.cache(fitted_model)
+    def peer(work, *arguments):
+        return pool.submit(work, *arguments).result()
+
     print("| work | peer | ours | ratio | spread |\n|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        measure = {
-            "training": lambda: [row for device in devices() for row in training(peer, folder, device)],
-            "process": lambda: whole_process(folder),
-            "busy": lambda: busy(folder),
-            "arithmetic": lambda: arithmetic(peer),
-            "sampling": lambda: sampling(peer, fitted(folder)),
-            "large": lambda: large(folder, fitted(folder)),
-            "cost": cost,
-        }
-        for part in [options.only] if options.only else PARTS:
-            found[part] = measure[part]()
-            options.output.write_text(json.dumps(found, indent=1) + "\n")  # a later part may fail
-    print("\n" + ", ".join(f"{key} {value}" for key, value in found["machine"].items()))
+        rows = [*training(peer, folder), whole_process(folder), *arithmetic(peer)]
+        model = best_model(fit(folder))
+        rows += sampling(peer, model, folder)
+        draw_words(folder / "large.txt", model)
+        found = new_process().submit(large, folder / "large.txt").result()
+    print(
+        "\n{words:,} words: read in {read_s:.1f} s, split in {split_s:.1f} s, counted in {count_s:.1f} s; the default "
+        "fit takes {fit_ratio:.2f} times as long as on names.txt; {peak_gb:.2f} GB of memory".format(**found)
+    )
+    results = {"machine": machine(), "rows": rows, "large": found, "cost": cost.measure()}
+    (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    missed = [row["work"] for row in rows if row["ratio"] < (row["at_least"] or 0)]
+    if missed:
+        sys.exit(f"not reached: {'; '.join(missed)}")
 
 
 if __name__ == "__main__":
