@@ -115,6 +115,7 @@ LISTS = {
 def run(folder, *arguments):
     """Runs the command line; returns stdout and stderr."""
     command, environment = [*PROGRAM, *map(str, arguments)], os.environ | {"PYTHONUTF8": "1"}
+    environment.pop("OMP_NUM_THREADS")  # run.py has set it; a user's fit chooses its threads
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stderr}")

@@ -90,11 +90,11 @@ def training(figures: Figures) -> Training:
             return Training(None, 0.8, 0.5, 0.015, 500)
         if N < 60 * M:  # some ten thousand words
             return Training(None, 0.5, 0.3, 0.015, 1000)
-        return Training(None, 0.5, 0.1, 0.015, 1000)
+        return Training(None, 0.5, 0.01, 0.03, 1000)  # French words
     if N < 20 * V:  # few words, many characters
         return Training(256, 0.8, 2.0, 0.015, 400)
     if N < 200 * V:  # Chinese names and words: one pass, if that is more than 1,200 updates
         return Training(512, 0.0, 0.1, 0.02, min(max(1200, N // 512), 2000))
     if N < 20 * M:  # long contexts
         return Training(1024, 0.5, 0.3, 0.01, 1500)
-    return Training(2048, 0.8, 0.01, 0.006, 1800)  # cities of the world
+    return Training(2048, 0.8, 0.01, 0.015, 1800)  # cities of the world

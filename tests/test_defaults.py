@@ -35,11 +35,11 @@ def test_names_txt_in_any_order_keeps_the_network_of_the_lecture(names, call, fo
         ((7087, 2644, 62), Training(None, 0.8, 2.0, 0.015, 500)),  # English Pokemon
         ((35036, 4672, 59), Training(None, 0.8, 0.5, 0.015, 500)),  # British places
         ((198354, 4781, 32), Training(None, 0.5, 0.3, 0.015, 1000)),  # English words
-        ((651674, 8175, 39), Training(None, 0.5, 0.1, 0.015, 1000)),  # names of Unicode's characters
+        ((651674, 8175, 39), Training(None, 0.5, 0.01, 0.03, 1000)),  # names of Unicode's characters
         ((3507, 2193, 960), Training(256, 0.8, 2.0, 0.015, 400)),  # Chinese Pokemon
         ((234756, 97570, 3916), Training(512, 0.0, 0.1, 0.02, 1200)),  # Chinese names
         ((1092295, 395052, 12046), Training(512, 0.0, 0.1, 0.02, 2000)),  # Chinese words
-        ((1176269, 35030, 334), Training(2048, 0.8, 0.01, 0.006, 1800)),  # cities of the world
+        ((1176269, 35030, 334), Training(2048, 0.8, 0.01, 0.015, 1800)),  # cities of the world
         ((35036, 20000, 59), Training(1024, 0.5, 0.3, 0.01, 1500)),  # longer contexts
     ],
 )
