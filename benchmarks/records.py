@@ -108,7 +108,7 @@ def splits(block_size):
     """Counts the windows of the sets of words; returns them, and the floor of the training loss."""
     data = NamesDataModule(block_size=block_size)
     counts = {name: data.count(name) for name in ("train", "val", "test")}
-    counts["val, new words"] = count_words(data.unseen("val"), data.vocabulary, block_size)
+    counts["val, new words"] = count_words(data.unseen(data.splits["val"]), data.vocabulary, block_size)
     return counts, entropy(counts["train"])
 
 

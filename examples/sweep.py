@@ -25,7 +25,7 @@ from makemore_pl.report import command_line
 def sweep(trials: int = 20, path: str | None = None, max_steps: int = 500, storage: str = "sweep.journal") -> None:
     """Trains many networks and prints the `fit` command of the one with the lowest validation loss.
 
-    Processes that name the same storage share one study, which also goes on where it ended. Trials that are worse than
+    Processes that name the same storage share one study; a later sweep adds to it. Trials that are worse than
     the median of the others end early.
 
     Args:

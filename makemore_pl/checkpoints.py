@@ -149,7 +149,7 @@ def new_folder(root: str | Path) -> Path:
 
 
 def remove_unused(folder: Path) -> None:
-    """Removes the folder of a run that a mistake ended before it saved a checkpoint."""
+    """Removes the folder of a new run that a mistake ended before it saved a checkpoint."""
     if not any(folder.glob("checkpoints/*.ckpt")):
         shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):

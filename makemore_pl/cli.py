@@ -80,7 +80,7 @@ class CLI(LightningCLI):
         try:
             super().__init__(model, data, **ours | options)
         except BaseException:
-            if self.folder is not None:
+            if self.folder is not None and self.source.folder is None:  # a new one
                 remove_unused(self.folder)
             raise
 

@@ -145,9 +145,10 @@ class NamesDataModule(LightningDataModule):
         """Returns the split of each word: the first of `train`, `val` and `test` that has it, or `new`."""
         return [self._split_of.get(word, "new") for word in words]
 
-    def unseen(self, split: str) -> list[str]:
-        """Returns the words of a split that are not in train."""
-        return [word for word in self.splits[split] if self._split_of[word] != "train"]
+    def unseen(self, words: Sequence[str]) -> list[str]:
+        """Returns those words that are not in train."""
+        train = set(self.splits["train"])
+        return [word for word in words if word not in train]
 
     def count(self, split: str) -> Counts:
         """Counts the windows of `train`, `val` or `test` once; each process counts them all.

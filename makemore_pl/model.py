@@ -230,8 +230,8 @@ class MLP(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_network(checkpoint)
-        theirs, ours = checkpoint["hyper_parameters"]["vocabulary"], self.vocabulary.characters
-        if theirs != ours:
+        ours = self.vocabulary.characters
+        if (theirs := checkpoint["hyper_parameters"].get("vocabulary", ours)) != ours:
             only = "".join(sorted(set(theirs) ^ set(ours)))[:20]
             raise ValueError(f"the checkpoint's vocabulary is another than the model's: only one of them has {only!r}")
 

@@ -239,7 +239,7 @@ def silence_stock_noise() -> None:
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's use of torch
         "The number of training batches .+ is smaller",  # updates are counted across epochs
-        "The dirpath has changed from",  # of a run that goes on in another folder
+        "The dirpath has changed from",  # of a run that resumes in another folder
         "You're resuming from a checkpoint that ended before the epoch ended",  # batches follow from the update
         "Checkpoint directory .+ exists and is not empty",  # of a run that is resumed
         "Unable to serialize instance",  # of a default, which config.yaml then omits

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 hint = ""
-"""How to go on after a signal: the second half of the line that `stop` prints."""
+"""How to continue after a signal: the second half of the line that `stop` prints."""
 
 speaks = True
 """Whether this process prints that line: of several processes the first one does."""

@@ -95,11 +95,11 @@ def compare(
         with trainer.precision_plugin.forward_context():
             return model(X.to(device))
 
-    sets, known = {}, set((trained or data).splits["train"])
+    sets = {}
     for split in splits:
         name = split if trained is data else Path(data.hparams["path"]).name
         sets[name] = data.count(split)
-        unseen = [word for word in data.splits[split] if word not in known]
+        unseen = (trained or data).unseen(data.splits[split])
         if split != "train" and 0 < len(unseen) < len(data.splits[split]):
             sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
     counting = trained and trained.count("train")

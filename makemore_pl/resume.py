@@ -45,7 +45,7 @@ class Source:
         self.begins_with: str | None = None  # the checkpoint whose weights begin a new run
         self.ckpt_path: str | None = None
         self.checkpoint: dict[str, Any] = {}
-        self.folder: Path | None = None  # of the run that goes on
+        self.folder: Path | None = None  # of the run that is resumed in it
 
     def given(self, *flags: str) -> bool:
         """Tells whether the user has typed one of some flags, or one that begins with it."""
@@ -74,9 +74,8 @@ class Source:
         flags = [f"--model.seed={seed}"] if type(seed) is int else []
         name = self.begins_with or options.get("ckpt_path") or (None if trains else "best")
         if name is not None:
-            self.ckpt_path, self.checkpoint = self.find_checkpoint(name, may_start=trains and not self.begins_with)
-        if name == "last" and trains and not self.begins_with:
-            self.folder = newest_run(self.root, begun=True)
+            goes_on = name == "last" and trains and not self.begins_with
+            self.ckpt_path, self.checkpoint = self.find_checkpoint(name, goes_on)
         if not self.checkpoint:
             begun = ["--config", str(self.folder / "config.yaml")] if self.folder else self.chosen(options)
             return flags + begun if trains else flags
@@ -94,12 +93,13 @@ class Source:
             return ["--config", str(config), f"--data={as_json({'vocabulary': data['vocabulary']})}"]
         return [*flags, f"--model={as_json(model)}", f"--data={as_json(data)}"]
 
-    def find_checkpoint(self, name: str, may_start: bool) -> tuple[str | None, dict[str, Any]]:
+    def find_checkpoint(self, name: str, goes_on: bool) -> tuple[str | None, dict[str, Any]]:
         """Finds and reads a checkpoint.
 
         Args:
             name: `best` or `last` of the newest run, or a file. Where one of the two is damaged, the other is taken.
-            may_start: whether `last` without any run is no mistake: the same command begins and resumes a run.
+            goes_on: whether the newest run is resumed in its own folder. It need not have a checkpoint, or be there at
+                all: the same command begins and resumes a run.
 
         Raises:
             ValueError: if there is no such file, or it is damaged.
@@ -108,7 +108,8 @@ class Source:
             if not Path(name).is_file():
                 raise ValueError(f"{name}: no such checkpoint; name a file, or `best` or `last` of the newest run")
             return name, read_checkpoint(name)
-        folder, problem = newest_run(self.root, begun=may_start), None
+        folder, problem = newest_run(self.root, begun=goes_on), None
+        self.folder = folder if goes_on else None
         for path in find(name, folder):
             try:
                 checkpoint = read_checkpoint(path)
@@ -118,7 +119,7 @@ class Source:
             if problem or path.stem != name:
                 say(f"warning: {problem or f'the newest run has no {name}.ckpt'}; taking {path} instead")
             return str(path), checkpoint
-        if problem is None and may_start and name == "last":
+        if problem is None and goes_on:
             runs = Path(self.root, RUNS)
             say(f"{folder} saved no checkpoint: starting again" if folder else f"no run in {runs}: starting one")
             return None, {}

@@ -120,7 +120,7 @@ def test_words_are_found_in_the_first_split_that_has_them(names):
     expected = ["train" if w in train else "val" if w in val else "test" if w in test else "new" for w in asked]
     assert set(expected) == {"train", "val", "test", "new"}
     assert data.where(asked) == expected
-    assert data.unseen("val") == [word for word in data.splits["val"] if word not in train]
+    assert data.unseen(data.splits["val"]) == [word for word in data.splits["val"] if word not in train]
 
 
 def test_a_given_vocabulary_must_cover_the_list(tmp_path):

@@ -289,7 +289,7 @@ def test_callbacks_from_a_config_work_or_say_in_one_line_what_they_miss(callback
     assert message in err.splitlines()[-1]
     if status == 0:
         assert read(LAST)["global_step"] == 12
-        # And the run goes on from its config, and is repeated from it.
+        # The run is resumed, and repeated from its config.
         assert call("fit", "--ckpt_path", "last", "--trainer.max_epochs", 4)[0] == 0
         assert call("fit", "--config", LAST.parents[1] / "config.yaml")[0] == 0
     else:

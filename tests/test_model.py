@@ -427,6 +427,8 @@ def test_loading_takes_lightnings_arguments(saved, tmp_path):
     with pytest.raises(RuntimeError, match="b2"):
         MLP.load_from_checkpoint(path)
     (tmp_path / "hparams.yaml").write_text("hidden_size: 8\nlr: 0.5\n")
+    loaded = MLP.load_from_checkpoint(path, hparams_file=tmp_path / "hparams.yaml", strict=False)
+    assert (loaded.hparams["lr"], len(loaded.vocabulary)) == (0.5, 27)
     load = partial(MLP.load_from_checkpoint, path, strict=False, map_location=lambda storage, device: storage)
     assert load(lr=0.25).hparams["lr"] == 0.25
 

@@ -312,3 +312,34 @@ def test_a_config_is_the_same_run_again_from_any_folder(lists, fit, monkeypatch)
     fit(f"--config '{config}'")
     assert ends() == first
     assert Path("lightning_logs/version_0/config.yaml").read_text() == config.read_text()
+
+
+# After a kill before the first checkpoint, which leaves a config alone.
+
+
+@pytest.fixture
+def begun(fit):
+    """Two runs, the newer one without a checkpoint; gives its config."""
+    fit(f"{SMALL} --trainer.max_steps 20 --data.steps_per_epoch 10")
+    config = Path("lightning_logs/version_1/config.yaml")
+    config.parent.mkdir()
+    shutil.copy("lightning_logs/version_0/config.yaml", config)
+    os.utime(config, (2**32, 2**32))
+    return config
+
+
+def test_a_run_without_a_checkpoint_starts_again_in_its_folder(begun, fit):
+    assert "lightning_logs/version_1 saved no checkpoint: starting again" in fit("--ckpt_path last").replace("\\", "/")
+    assert ends(1) == ends(0)
+
+
+def test_the_best_is_that_of_a_run_that_has_one(begun, fit):
+    assert "resuming" in fit("--ckpt_path best --trainer.max_steps 30")
+    assert steps(version=2) == 30
+
+
+def test_a_mistake_keeps_the_config_of_a_run_without_a_checkpoint(begun, call):
+    before = begun.read_text()
+    status, out, err = call("fit", "--ckpt_path", "last", "--model.lr", "-1")
+    assert (status, out, err.splitlines()[1]) == (2, "", "error: lr is -1: expected 0 or more")
+    assert begun.read_text() == before

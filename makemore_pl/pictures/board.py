@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 def harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes a hook do nothing without a logger; an error turns the pictures off with one line, and the run goes on."""
+    """Makes a hook do nothing without a logger; after an error the run continues without pictures."""
 
     @functools.wraps(hook)
     def run(self: "Board", *arguments: Any) -> None:
