@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from makemore_pl import MLP, NGram, windows
 from makemore_pl.comparison import Comparison, Mixture, Score, best_weight, entropy, loss, measure, show
-from makemore_pl.windows import Counts, build_windows, count_windows, count_words
+from makemore_pl.windows import Counts, count_words
 
 
 def test_figures_are_those_of_the_windows_one_by_one(names, monkeypatch):
@@ -62,16 +62,6 @@ def test_the_floor_of_block_size_3(names):
     expected = -sum(n * math.log(n / contexts[x]) for (x, _), n in pairs.items()) / len(Y)
     assert expected == pytest.approx(1.8691, abs=0.0005)
     assert entropy(count_words(train, MLP().vocabulary, 3)) == pytest.approx(expected, abs=1e-9)
-
-
-def test_nobody_is_below_the_floor(names):
-    X, Y = build_windows(names[:500], MLP().vocabulary, 3)
-    counted = count_windows(X, Y, 27)
-    seen = torch.nn.functional.one_hot(Y, 27)
-    conditional = torch.stack([seen[(x == X).all(1)].double().mean(0) for x in counted.contexts])
-    best = {tuple(x): p.log() for x, p in zip(counted.contexts.tolist(), conditional, strict=True)}
-    (score,) = measure(lambda context: torch.stack([best[tuple(x)] for x in context.tolist()]), counted)
-    assert score.loss == pytest.approx(entropy(counted), abs=1e-12)
 
 
 def test_a_comparison_scores_the_network_counting_and_their_mixture(names):

@@ -7,9 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import NGram, Sampler, Vocabulary, ngram
-from makemore_pl.ngram import Smoothed
 from makemore_pl.sampling import Draw, score_words
-from makemore_pl.windows import build_windows, count_windows, count_words
+from makemore_pl.windows import build_windows, count_words
 
 WORDS = st.lists(st.text(alphabet="abñ名.", min_size=1, max_size=7), min_size=1, max_size=40)
 
@@ -108,16 +107,6 @@ def test_with_one_discount_it_gives_the_figures_that_others_measured(
         )
 
 
-def test_no_characters_of_context_are_a_unigram():
-    X, Y = build_windows(["aab"], Vocabulary("ab"), 1)
-    model = NGram(count_windows(X[:, :0], Y, 3))
-    once, twice = (1 - 0.75) / 4, (2 - 0.75) / 4  # ., b came once, a twice; 3 * 0.75 / 4 is left for 1/3
-    rest = 3 * 0.75 / 4 / 3
-    assert model(torch.zeros(1, 0, dtype=torch.int64)).exp()[0].tolist() == pytest.approx(
-        [once + rest, twice + rest, once + rest]
-    )
-
-
 def test_it_samples_and_scores_like_a_network(names):
     vocabulary = Vocabulary.from_words(names)
     model = NGram.from_words(names, vocabulary, 3)
@@ -128,29 +117,3 @@ def test_it_samples_and_scores_like_a_network(names):
     slow = kneser_ney(names, 3)
     expected = torch.tensor([slow(tuple(x), y) for x, y in zip(X.tolist(), Y.tolist(), strict=True)]).log().sum()
     assert score_words(["emma"], model, vocabulary, 3).item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_smoothed_targets_by_hand():
-    P = torch.tensor([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]], dtype=torch.float64)
-    counts = ngram.smooth(torch.tensor([[4, 0, 0], [0, 1, 1]]), P, 0.5)
-    assert counts.tolist() == [pytest.approx([3, 0.5, 0.5]), pytest.approx([0.2, 0.7, 1.1])]
-    windows = ngram.smooth(torch.tensor([2, 0]), P, 0.25)
-    assert windows.tolist() == [pytest.approx([0.125, 0.0625, 0.8125]), pytest.approx([0.8, 0.05, 0.15])]
-    assert windows.dtype == torch.float32
-
-
-@pytest.mark.parametrize("counted", [True, False])
-def test_smoothed_targets_are_the_same_whichever_are_made_at_a_time(counted, names):
-    vocabulary = Vocabulary.from_words(names)
-    X, Y = build_windows(names[:200], vocabulary, 3)
-    counts, model = count_windows(X, Y, 27), NGram.from_words(names[:500], vocabulary, 3)
-    if counted:
-        X, Y = counts.contexts, counts
-    targets = Smoothed(X, Y, model, 27, 0.4)
-    expected = ngram.smooth(Y[:] if counted else Y, model(X).exp(), 0.4)
-    assert len(targets) == len(X) == len(expected)
-    assert torch.equal(targets[:], expected)
-    assert torch.equal(targets[17:45], expected[17:45])
-    if not counted:
-        rows = torch.randint(len(X), (36,), generator=torch.Generator().manual_seed(1))
-        assert torch.equal(targets[rows], expected[rows])
