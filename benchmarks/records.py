@@ -14,7 +14,7 @@ import torch
 from run import HERE, best_model, fit, like_the_command_line, machine
 
 from makemore_pl import MLP, NamesDataModule, NGram
-from makemore_pl.comparison import Comparison, Mixture, entropy, measure
+from makemore_pl.comparison import Comparison, Mixture, entropy, loss
 from makemore_pl.ngram import Smoothed
 from makemore_pl.windows import count_words
 
@@ -36,7 +36,7 @@ class Taught(NamesDataModule):
             counts = self.count("train")
             expected = Mixture(self.teacher, NGram(counts), 0.5)
             V, share = len(self.vocabulary), self.hparams["smoothing"]
-            self.tensors["train"] = counts.contexts, Smoothed(counts.contexts, counts, expected, V, share)[:]
+            self.examples = counts.contexts, Smoothed(counts.contexts, counts, expected, V, share)[:]
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def judge(title, models, seconds, together=False):
     for model in [average(models)] if together else models:
         compared = Comparison(model, counts["train"], counts["val"])
         predictor = list(compared.predictors.values())[2 if together else 0]
-        found.append([score.loss for score in measure(predictor, *counts.values())])
+        found.append([loss(predictor, each) for each in counts.values()])
         assert found[-1][0] >= floor, "below the floor: a bug"
     return printed(
         {
@@ -98,7 +98,8 @@ def counting(block_size):
     """The row of Kneser-Ney alone."""
     counts, floor = splits(block_size)
     begin = time.perf_counter()
-    losses = [[score.loss] for score in measure(NGram(counts["train"]), *counts.values())]
+    predictor = NGram(counts["train"])
+    losses = [[loss(predictor, each)] for each in counts.values()]
     row = {"recipe": f"Kneser-Ney, block {block_size}", "parameters": "", "block": block_size, "floor": floor}
     took = time.perf_counter() - begin
     return printed(row | {"losses": dict(zip(counts, losses, strict=True)), "seconds": took})

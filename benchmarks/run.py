@@ -31,7 +31,7 @@ from makemore_pl.cli import CLI
 from makemore_pl.parser import silence_stock_noise
 from makemore_pl.process import keep_freed_memory
 from makemore_pl.sampling import Draw
-from makemore_pl.windows import align_counts, build_windows
+from makemore_pl.windows import build_windows
 
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-m", "makemore_pl"]
@@ -147,8 +147,7 @@ def arithmetic(peer):
     data, model = NamesDataModule(), MLP(init="lecture")
     train, val, test = map(data.count, ("train", "val", "test"))
     X, Y = train.contexts, train[:].float()
-    held_out = align_counts(val, test)  # they have most of their contexts in common
-    contexts, counts = held_out[0].contexts, [own[:].float() for own in held_out]
+    held_out = [(split.contexts, split[:].float()) for split in (val, test)]
 
     def gradient():
         model.zero_grad()
@@ -156,8 +155,7 @@ def arithmetic(peer):
 
     def evaluate():
         with torch.inference_mode():
-            logits = model(contexts)
-            return [model.loss(logits, own) for own in counts]
+            return [model.loss(model(contexts), counts) for contexts, counts in held_out]
 
     drawn = peers.parameters()
     for own, theirs in zip(evaluate(), peers.windows()[1:], strict=True):

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 import optuna
+import torch
 from jsonargparse import auto_cli
 from lightning.pytorch import Trainer
 from optuna.storages import JournalStorage
@@ -17,7 +18,6 @@ from optuna.trial import TrialState
 from optuna_integration import PyTorchLightningPruningCallback
 
 from makemore_pl import MLP, NamesDataModule
-from makemore_pl.callbacks import Threads
 from makemore_pl.parser import in_one_line
 from makemore_pl.report import command_line
 
@@ -38,6 +38,7 @@ def sweep(trials: int = 20, path: str | None = None, max_steps: int = 500, stora
         ValueError: if the list cannot be used, or a number is out of range.
     """
     words = NamesDataModule(path).digest
+    torch.set_num_threads(1)  # small operations are faster so
 
     def train(trial: optuna.Trial) -> float:
         block_size = trial.suggest_int("block_size", 2, 8)
@@ -51,7 +52,7 @@ def sweep(trials: int = 20, path: str | None = None, max_steps: int = 500, stora
         )
         pruning = PyTorchLightningPruningCallback(trial, monitor="val/loss")
         quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = Trainer(max_steps=max_steps, enable_progress_bar=False, callbacks=[Threads(), pruning], **quiet)
+        trainer = Trainer(max_steps=max_steps, enable_progress_bar=False, callbacks=[pruning], **quiet)
         trainer.fit(model, data)
         return trainer.callback_metrics["val/loss"].item()
 

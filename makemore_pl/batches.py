@@ -5,6 +5,7 @@ Shapes: K updates, B batch, T block size (context length), V vocabulary size.
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
+@dataclass(eq=False)
 class Batches:
     """Hands out batches of tensors that stay on their device.
 
@@ -27,36 +29,26 @@ class Batches:
         seed: random seed for the order of the rows, a new one in each pass over them; passes follow each other without
             regard to where epochs end. If omitted, each pass gives all rows in order, from the first on.
         replacement: draw each row of a batch anew from all N, as in the lecture, instead of each row once per pass.
-        rank: the number of this process.
-        world_size: the number of processes.
         steps_per_epoch: updates in an epoch; if omitted, one pass.
         steps_per_execution: K, updates in an item. Above 1, an item is a block: X (K, B, T) and Y (K, B). The last one
             of an epoch may have fewer than K.
-        trainer: knows, during its fit, which item is next.
+        trainer: knows the number of processes and, during its fit, which item is next.
     """
 
-    def __init__(
-        self,
-        tensors: tuple[Any, Any],
-        batch_size: int | None = None,
-        seed: int | None = None,
-        replacement: bool = False,
-        rank: int = 0,
-        world_size: int = 1,
-        steps_per_epoch: int | None = None,
-        steps_per_execution: int = 1,
-        trainer: Trainer | None = None,
-    ) -> None:
-        self.tensors = tensors
-        self.batch_size = batch_size or len(tensors[0])
-        self.seed = seed
-        self.replacement = replacement
-        self.rank = rank
-        self.world_size = world_size
-        self.pass_length = -(-len(tensors[0]) // self.batch_size)  # in updates
-        self.steps_per_epoch = steps_per_epoch or self.pass_length
-        self.steps_per_execution = steps_per_execution
-        self.trainer = trainer
+    tensors: tuple[Any, Any]
+    batch_size: int = 0
+    seed: int | None = None
+    replacement: bool = False
+    steps_per_epoch: int = 0
+    steps_per_execution: int = 1
+    trainer: Trainer | None = None
+
+    def __post_init__(self) -> None:
+        self.rank, self.world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        N = len(self.tensors[0])
+        self.batch_size = self.batch_size or N
+        self.pass_length = -(-N // self.batch_size)  # in updates
+        self.steps_per_epoch = self.steps_per_epoch or self.pass_length
         self.next_item = 0
         self.order: tuple[int, Tensor] | None = None  # the number of a pass, and its rows
 

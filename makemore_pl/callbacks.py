@@ -19,20 +19,34 @@ from makemore_pl.optimization import total_updates, updates
 from makemore_pl.report import four_digits, say
 
 
-class SaveConfig(Callback):
-    """Writes config.yaml into the folder of a run, once the weights and the state of a resumed run fit it.
+class Run(Callback):
+    """Writes config.yaml once the weights and the state of a resumed run fit it, and has a signal end the run.
+
+    Ctrl-C and SIGTERM then end the process with a line that says how to resume; Lightning sets handlers of its own.
 
     Args:
-        path: of the file.
+        config: the path of config.yaml.
         text: all flags of the run, so that `fit --config` with it is the same run.
+        command: that resumes.
     """
 
-    def __init__(self, path: Path, text: str) -> None:
-        self.path, self.text = path, text
+    def __init__(self, config: Path, text: str, command: str) -> None:
+        self.config, self.text, self.command = config, text, command
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            write_whole(self.path, self.text.encode())
+            write_whole(self.config, self.text.encode())
+        process.hint = f"; to resume: {self.command}"
+        process.stop_on_signals()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Ends the other processes, which would wait for this one."""
+        launcher: Any = trainer.strategy.launcher
+        if launcher is not None:
+            launcher.kill(9)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        process.hint = ""
 
 
 class BeginAnew(Callback):
@@ -85,37 +99,6 @@ class StopNotFinite(Callback):
     on_train_epoch_end = on_validation_end
 
 
-class Stoppable(Callback):
-    """Has Ctrl-C and SIGTERM end the process with a line that says how to resume; Lightning sets handlers of its own.
-
-    Args:
-        last: the checkpoint that is there to resume from, from the first validation on.
-        command: that resumes.
-    """
-
-    def __init__(self, last: Path, command: str) -> None:
-        self.last, self.command = last, command
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        process.speaks = trainer.is_global_zero
-        process.stop_on_signals()
-        self.on_validation_end(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The file is written right after this hook, in that of the checkpoints.
-        done = updates(trainer)
-        process.hint = f" after update {done:,}; to resume: {self.command}" if done or self.last.exists() else ""
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the other processes, which would wait for this one."""
-        launcher: Any = trainer.strategy.launcher
-        if launcher is not None:
-            launcher.kill(9)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        process.hint = ""
-
-
 MOST = torch.get_num_threads()
 """The number of threads that torch chooses by default."""
 
@@ -124,7 +107,7 @@ LARGE = 2**27
 
 
 def choose_threads(products: float) -> None:
-    """Sets the number of threads for operations of that size, unless OMP_NUM_THREADS is set.
+    """Sets the number of threads for forward passes of that size, unless OMP_NUM_THREADS is set.
 
     Threads wait for each other at the end of every operation: beside other work, a step of the default recipe takes ten
     times as long on two threads as on one (LOG.md).
@@ -133,106 +116,52 @@ def choose_threads(products: float) -> None:
         torch.set_num_threads(MOST if products >= LARGE else 1)
 
 
-class Threads(Callback):
-    """Chooses the number of threads when training, evaluation or sampling begins; validations inside keep it."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._choose(trainer.train_dataloader, pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.training:
-            self._choose(trainer.val_dataloaders, pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._choose(trainer.test_dataloaders, pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._choose(trainer.predict_dataloaders, pl_module)
-
-    def _choose(self, loader: Any, model: LightningModule) -> None:
-        rows = getattr(loader, "batch_size", None) or math.inf
-        choose_threads(rows * sum(parameter.numel() for parameter in model.parameters()))
-
-
 class Progress(ProgressBar):
     """Updates, losses, speed and time left on stderr: a live bar on a terminal, a line every few seconds elsewhere.
 
     Lightning's own bars count the batches of one epoch; a run is measured in updates here, and has many short epochs.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bar: RichProgress | None = None
-        self.enabled = True
+    is_enabled = True
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but the first, and while a finder of its own trains."""
-        self.enabled = False
+        self.is_enabled = False
 
     def enable(self) -> None:
         """Lightning calls this when the finder is done."""
-        self.enabled = True
+        self.is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = total_updates(trainer)
+        total, console = total_updates(trainer), Console(stderr=True)
         self.total = None if math.isinf(total) else int(total)
-        self.start = self.said = time.monotonic()
-        self.first, self.begun = updates(trainer), False
-        hparams = getattr(getattr(trainer, "datamodule", None), "hparams", {})
-        self.train = "train (smoothed targets)" if hparams.get("smoothing") else "train"
-        console = Console(stderr=True)
-        if self.enabled and console.is_terminal:
-            columns = [MofNCompleteColumn(), BarColumn(None), TextColumn("{task.description}"), TimeRemainingColumn()]
-            self.bar = RichProgress(*columns, console=console)
-            self.task = self.bar.add_task("", total=self.total)
-            self.bar.start()
+        self.is_live = console.is_terminal and self.is_enabled
+        self.start, self.first, self.shown = time.monotonic(), updates(trainer), -math.inf
+        smoothed = getattr(getattr(trainer, "datamodule", None), "hparams", {}).get("smoothing")
+        self.losses = {"train/loss": "train (smoothed targets)" if smoothed else "train", "val/loss": "val"}
+        columns = [MofNCompleteColumn(), BarColumn(None), TextColumn("{task.description}"), TimeRemainingColumn()]
+        self.bar = RichProgress(*columns, console=console, disable=not self.is_live)
+        self.task = self.bar.add_task("", total=self.total)
+        self.bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        """Says the first loss, and moves the bar at most twice a second: reading the losses waits for the device."""
-        if not self.begun:
-            self.begun = True
-            self._say(trainer)
-        elif self.bar is not None and self._due(0.5):
-            self._move(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Says the losses where there is no bar, at most every five seconds, and at the end."""
-        if trainer.sanity_checking or self.bar is not None:
-            return
-        if self._due(5.0) or updates(trainer) == self.total:
-            self._say(trainer)
+        # Not each time: reading the losses waits for the device.
+        if time.monotonic() - self.shown > (0.5 if self.is_live else 5.0):
+            self._show(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._move(trainer)
-        self._stop()
+        self._show(trainer)
+        self.bar.stop()
 
     def on_exception(self, *_: Any) -> None:
-        self._stop()
-
-    def _say(self, trainer: Trainer) -> None:
-        line = f"update {updates(trainer):,}/{self.total:,}" if self.total else f"update {updates(trainer):,}"
-        if self.bar is not None:
-            self.bar.console.print(f"{line}  {self._describe(trainer)}", highlight=False)
-        elif self.enabled:
-            say(f"{line}  {self._describe(trainer)}")
-
-    def _move(self, trainer: Trainer) -> None:
-        if self.bar is not None:
-            self.bar.update(self.task, completed=updates(trainer), description=self._describe(trainer))
-
-    def _stop(self) -> None:
-        if self.bar is not None:
+        if hasattr(self, "bar"):
             self.bar.stop()
-            self.bar = None
 
-    def _due(self, seconds: float) -> bool:
-        due = time.monotonic() - self.said > seconds
-        self.said = time.monotonic() if due else self.said
-        return due
-
-    def _describe(self, trainer: Trainer) -> str:
-        losses = trainer.progress_bar_metrics
-        names = {"train/loss": self.train, "val/loss": "val"}
-        parts = [f"{name} {four_digits(float(losses[key]))}" for key, name in names.items() if key in losses]
-        speed = (updates(trainer) - self.first) / (time.monotonic() - self.start)
-        return "  ".join([*parts, f"{speed:,.0f} updates/s"])
+    def _show(self, trainer: Trainer) -> None:
+        self.shown, done = time.monotonic(), updates(trainer)
+        metrics = trainer.progress_bar_metrics
+        parts = [f"{name} {four_digits(float(metrics[key]))}" for key, name in self.losses.items() if key in metrics]
+        text = "  ".join([*parts, f"{(done - self.first) / (self.shown - self.start):,.0f} updates/s"])
+        self.bar.update(self.task, completed=done, description=text)
+        if self.is_enabled and not self.is_live:
+            say(f"update {done:,}/{self.total:,}  {text}" if self.total else f"update {done:,}  {text}")

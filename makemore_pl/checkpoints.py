@@ -5,7 +5,6 @@ loss and `last.ckpt` of the last validation, whatever the logger. Nothing in a c
 """
 
 import io
-import itertools
 import os
 import shutil
 import zipfile
@@ -23,15 +22,7 @@ RUNS = "lightning_logs"
 
 
 def write_whole(path: str | Path, content: bytes | memoryview) -> None:
-    """Writes a file that is complete or absent: a run that is killed meanwhile leaves the file that was there before.
-
-    Args:
-        path: the file; its folder is made.
-        content: of the file.
-
-    Raises:
-        OSError: if it cannot be written; it names the file.
-    """
+    """Writes a file that is complete or absent: a run that is killed meanwhile leaves the file as it was before."""
     path = Path(path)
     # In the same folder, as a rename is atomic on one disk only; one fixed name, so that at most one is left behind.
     partial = path.with_name(f".{path.name}.partial")
@@ -60,12 +51,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def read(path: str | Path) -> Any:
-    """Loads a file of torch's onto the CPU: plain values and tensors, never code, whatever the environment says.
-
-    Raises:
-        ValueError: if the file is damaged.
-        OSError: if it cannot be read.
-    """
+    """Loads a file of torch's onto the CPU: plain values and tensors, never code; a damaged one is a ValueError."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load itself verifies no checksum
@@ -80,12 +66,7 @@ def read(path: str | Path) -> Any:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Loads a checkpoint of an MLP.
-
-    Raises:
-        ValueError: if the file is damaged, or holds something else.
-        OSError: if it cannot be read.
-    """
+    """Loads a checkpoint of an MLP; raises ValueError if the file holds something else."""
     checkpoint = read(path)
     ours = {"state_dict": "C", "hyper_parameters": "vocabulary"}
     if not isinstance(checkpoint, dict) or any(name not in checkpoint.get(part, ()) for part, name in ours.items()):
@@ -107,7 +88,6 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(folder, filename, monitor, enable_version_counter=False, save_on_train_epoch_end=not validates)
         self.path = Path(self.format_checkpoint_name({}))
         self.saved = -1  # the step
-        self.better: tuple[str, float] | None = None  # of the run that this one continues in another folder
 
     @property
     def state_key(self) -> str:
@@ -120,8 +100,6 @@ class RunCheckpoint(ModelCheckpoint):
         if self.path.exists() and score is not None:
             names = dict.fromkeys(["best_model_path", "kth_best_model_path"], path)
             state_dict |= names | {"dirpath": self.dirpath, "best_k_models": {path: score}, "kth_value": score}
-        elif score is not None:
-            self.better = state_dict["best_model_path"], float(score)
         super().load_state_dict(state_dict)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -136,16 +114,14 @@ class RunCheckpoint(ModelCheckpoint):
 
 def new_folder(root: str | Path) -> Path:
     """Makes the folder of a new run; of two runs that start at the same moment, each gets its own."""
-    runs = Path(root, RUNS)
+    runs, number = Path(root, RUNS), 0
     runs.mkdir(parents=True, exist_ok=True)
-    numbers = [path.name.removeprefix("version_") for path in runs.glob("version_*")]
-    for number in itertools.count(max((int(each) for each in numbers if each.isdecimal()), default=-1) + 1):
+    while True:
         try:
             Path(runs, f"version_{number}").mkdir()
-            break
+            return Path(runs, f"version_{number}")
         except FileExistsError:
-            continue
-    return Path(runs, f"version_{number}")
+            number += 1
 
 
 def remove_unused(folder: Path) -> None:
@@ -172,12 +148,7 @@ def newest(name: str = "best", root: str | Path = ".") -> Path:
 
 
 def newest_run(root: str | Path, begun: bool = False) -> Path | None:
-    """Returns the folder of the run that last saved `best` or `last`, or None.
-
-    Args:
-        root: the folder of `lightning_logs`.
-        begun: whether a run that has not saved one yet counts as well.
-    """
+    """Finds the run that last saved `best` or `last`; if `begun`, one that has saved nothing yet counts as well."""
     files = ["checkpoints/best.ckpt", "checkpoints/last.ckpt", *["config.yaml"] * begun]
     written = [path for file in files for path in Path(root, RUNS).glob(f"version_*/{file}")]
     newest = max(written, key=lambda path: path.stat().st_mtime, default=None)

@@ -4,9 +4,10 @@ Flags that were not typed come from the run that is resumed, from the checkpoint
 list. They are put before the flags of the user, which therefore win.
 """
 
+import math
 import sys
 from argparse import ArgumentError
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -20,16 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl import process, resume
-from makemore_pl.callbacks import (
-    MOST,
-    BeginAnew,
-    Progress,
-    SaveConfig,
-    StopNotFinite,
-    Stoppable,
-    Threads,
-    choose_threads,
-)
+from makemore_pl.callbacks import BeginAnew, Progress, Run, StopNotFinite, choose_threads
 from makemore_pl.checkpoints import RUNS, RunCheckpoint, WholeCheckpoints, new_folder, remove_unused
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.export import export
@@ -37,7 +29,7 @@ from makemore_pl.lr_find import lr_find
 from makemore_pl.model import MLP
 from makemore_pl.parser import COMMANDS, Parser, explain, in_one_line, silence_stock_noise
 from makemore_pl.predict import NamesWriter, Request, mix_with_counting
-from makemore_pl.report import command_line, describe, print_table, report, say
+from makemore_pl.report import command_line, compare, describe, report, say, table
 from makemore_pl.resume import TRAINING, Source, as_json
 
 SWITCHES = ["--pictures", "--sample.unique", "--sample.novel", "--sample.counting"]
@@ -74,7 +66,7 @@ class CLI(LightningCLI):
             "parser_kwargs": {name: {"command": name} for name in COMMANDS},
             "seed_everything_default": False,  # each generator has a seed of its own
             "auto_configure_optimizers": False,
-            "save_config_callback": None,  # `SaveConfig` writes it whole, and not before a resumed run is restored
+            "save_config_callback": None,  # `Run` writes it whole, and not before a resumed run is restored
             "load_from_checkpoint_support": False,  # it writes the name of a function to call into the checkpoint
         }
         try:
@@ -144,8 +136,8 @@ class CLI(LightningCLI):
         options.trainer.callbacks = [each for each in callbacks if each not in early] + list(latest.values()) or None
         for each in early:  # where it checks at the end of an epoch, `last.ckpt` does not know that it ended the run
             each.init_args.check_on_train_epoch_end = each.init_args.check_on_train_epoch_end or False
-        if command != "lr_find":
-            options.ckpt_path = None if self.source.begins_with else self.source.ckpt_path
+        if command == "fit":
+            options.ckpt_path = self.source.ckpt_path if self.source.resumes else None
         if given("trainer.max_epochs", "trainer.max_time") and not given("trainer.max_steps"):
             options.trainer.max_steps = -1  # they replace the number of updates of the run that is resumed
 
@@ -173,8 +165,6 @@ class CLI(LightningCLI):
             return
         options = self.config[self.subcommand]
         self.kept = options.clone()  # for config.yaml
-        resumed = ["optimizer"] if options.get("ckpt_path") else []
-        resume.require_same_shape(self.source.checkpoint, options.model, *resumed)
         writes = self.subcommand == "fit" or (self.subcommand == "lr_find" and options.trainer.logger is not False)
         if not writes or options.trainer.fast_dev_run or options.trainer.barebones or not process.is_first():
             return
@@ -201,11 +191,11 @@ class CLI(LightningCLI):
         if trainer.barebones:
             return []
         if self.subcommand == "predict":
-            return [Threads(), NamesWriter(options.sample)]
+            return [NamesWriter(options.sample)]
         if self.subcommand != "fit":
-            return [Threads()]
+            return []
         changes = resume.differences(self.source.checkpoint, self.datamodule)
-        ours = [Threads(), StopNotFinite(), BeginAnew(changes)]
+        ours: list[Callback] = [StopNotFinite(), BeginAnew(changes)]
         if trainer.enable_progress_bar is not False:
             ours += [Progress()] * (not any(isinstance(each, ProgressBar) for each in as_list(trainer.callbacks)))
         if trainer.fast_dev_run:
@@ -222,8 +212,7 @@ class CLI(LightningCLI):
             validates = trainer.limit_val_batches != 0
             last = RunCheckpoint(folder / "checkpoints", "last", validates=validates)
             text = resume.config_text(self.parsers["fit"], self.kept, self.source, self.datamodule)
-            ours.append(SaveConfig(folder / "config.yaml", text))
-            ours.append(Stoppable(last.path, self.command("fit", "--ckpt_path", "last")))
+            ours.append(Run(folder / "config.yaml", text, self.command("fit", "--ckpt_path", "last")))
             ours += [*[RunCheckpoint(folder / "checkpoints", "best", "val/loss")] * validates, last]
         return ours
 
@@ -235,37 +224,42 @@ class CLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         if self.subcommand is None:
             return
-        if self.subcommand in TRAINING and self.datamodule.hparams["path"] == "-" and self.trainer.world_size > 1:
-            raise ValueError("a list from stdin is read by one process; save it to a file, or --trainer.devices 1")
-        if self.source.checkpoint and self.subcommand != "fit":
+        rows = math.inf
+        if self.subcommand in TRAINING:
+            if self.datamodule.hparams["path"] == "-" and self.trainer.world_size > 1:
+                raise ValueError("a list from stdin is read by one process; save it to a file, or --trainer.devices 1")
+            rows = self.datamodule.hparams["batch_size"] or len(self.datamodule.count("train"))
+        choose_threads(rows * sum(parameter.numel() for parameter in self.model.parameters()))
+        if self.source.checkpoint and not self.source.resumes:
             say(f"checkpoint: {self.source.ckpt_path}")
-        if self.source.begins_with:
-            say(f"beginning with the weights of {self.source.ckpt_path}")
-        if self.source.checkpoint and self.subcommand in ("validate", "test"):
-            self.trained = resume.trained_words(self.source, self.datamodule)
-        if self.source.checkpoint and (self.subcommand != "fit" or self.source.begins_with):
             self.trainer.precision_plugin.convert_module(self.model)  # 64 bits would not fit into 32
             self.model.load_state_dict(self.source.checkpoint["state_dict"])
 
     def fit(self, **options: Any) -> None:
         """Trains, then says how well and prints names."""
-        finished = bool(options["ckpt_path"]) and resume.is_finished(self.source, self.trainer)
-        if options["ckpt_path"]:
-            say(f"resuming {options['ckpt_path']}, step {self.source.checkpoint['global_step']:,}")
+        finished = self.source.resumes and resume.is_finished(self.source, self.trainer)
+        if self.source.resumes:
+            say(f"resuming {self.source.ckpt_path}, step {self.source.checkpoint['global_step']:,}")
         describe(self.datamodule, self.model)
         if not finished:
             self.trainer.fit(**options, weights_only=True)
         report(self.trainer, self.model, self.datamodule, self.command("predict"))
 
-    def validate(self, **options: Any) -> None:
-        """Evaluates the network, and prints it beside counting."""
-        self.trainer.validate(**options | {"ckpt_path": None, "verbose": False})  # loaded; our own table has more
-        print_table(self.model, self.datamodule, self.trained, self.trainer, self.config_init["validate"].split)
+    def validate(self, **_: Any) -> None:
+        """Prints the metrics of the network, and its loss beside counting."""
+        self.judge(self.trainer.validate, self.config_init["validate"].split)
 
-    def test(self, **options: Any) -> None:
+    def test(self, **_: Any) -> None:
         """Does the same on the test words."""
-        self.trainer.test(**options | {"ckpt_path": None, "verbose": False})
-        print_table(self.model, self.datamodule, self.trained, self.trainer, "test")
+        self.judge(self.trainer.test, "test")
+
+    def judge(self, evaluate: Callable[..., Any], split: str) -> None:
+        """Evaluates the network on a split, and prints its losses beside counting."""
+        trained = resume.trained_words(self.source, self.datamodule)
+        evaluate(self.model, self.datamodule.loader(split))
+        if self.trainer.is_global_zero:
+            compared, sets = compare(self.model, self.datamodule, trained, self.trainer, [split])
+            print(*table(compared.losses(*sets.values()), sets), sep="\n", flush=True)
 
     def predict(self, **_: Any) -> None:
         """Samples or scores."""
@@ -291,9 +285,7 @@ def main(model: type[MLP] = MLP) -> None:
     torch.set_float32_matmul_precision("high")
     choose_threads(0)  # reading and counting are small operations
     sys.stdout.reconfigure(encoding="utf-8")  # type: ignore[union-attr]  # names may hold any character, in every locale
-    try:
-        with in_one_line():
-            CLI(model)
-            sys.stdout.flush()
-    finally:
-        torch.set_num_threads(MOST)
+    with in_one_line():
+        CLI(model)
+        sys.stdout.flush()
+    process.end_unless_first()

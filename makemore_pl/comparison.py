@@ -5,7 +5,6 @@ V vocabulary size.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,22 +12,7 @@ from torch import Tensor
 
 from makemore_pl.ngram import NGram
 from makemore_pl.sampling import NextLogits
-from makemore_pl.windows import Counts, align_counts, rows_at_once
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well next characters were predicted.
-
-    Args:
-        loss: the mean negative log likelihood, natural.
-        top1: the share of next characters that were predicted as the likeliest.
-        top5: the share that were among the five likeliest.
-    """
-
-    loss: float
-    top1: float
-    top5: float
+from makemore_pl.windows import Counts, rows_at_once
 
 
 def perplexity(loss: float) -> float:
@@ -79,13 +63,7 @@ class Comparison:
 
     def losses(self, *counted: Counts) -> dict[str, list[float]]:
         """Computes the losses of the predictors on sets of windows: the name of each -> a loss for each set."""
-        return {name: [each.loss for each in measure(it, *counted)] for name, it in self.predictors.items()}
-
-    def score(self, *counted: Counts) -> dict[str, list[Score]]:
-        """Scores the predictors, and the uniform distribution: the name of each -> a score for each set."""
-        scores = {name: measure(it, *counted) for name, it in self.predictors.items()}
-        V = counted[0].vocab_size
-        return scores | {"uniform": [Score(math.log(V), 1 / V, min(5, V) / V)] * len(counted)}
+        return {name: [loss(predictor, each) for each in counted] for name, predictor in self.predictors.items()}
 
 
 def log_probabilities(predictor: NextLogits, context: Tensor) -> Tensor:
@@ -94,37 +72,19 @@ def log_probabilities(predictor: NextLogits, context: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def look_up(predictor: NextLogits, counts: Counts) -> tuple[Tensor, Tensor]:
-    """Predicts each context, and looks up the characters that came next.
-
-    Returns:
-        Their log-probabilities, (P,) float64; and whether each is the likeliest, ... the fifth, (P, 5) bool.
-    """
-    log_p, hits = [], []
-    size = rows_at_once(counts.vocab_size)
+def look_up(predictor: NextLogits, counts: Counts) -> Tensor:
+    """Predicts each context, and looks up the log-probabilities of the characters that came next: (P,) float64."""
+    found, size = [], rows_at_once(counts.vocab_size)
     for start in range(0, len(counts), size):
         pairs = counts.pairs(start, min(start + size, len(counts)))
-        row, y = counts.row[pairs] - start, counts.y[pairs]
         predicted = log_probabilities(predictor, counts.contexts[start : start + size])
-        log_p.append(predicted[row, y])
-        hits.append(predicted.topk(min(5, counts.vocab_size)).indices[row] == y[:, None])
-    return torch.cat(log_p), torch.cat(hits)
-
-
-def measure(predictor: NextLogits, *counted: Counts) -> list[Score]:
-    """Scores a predictor on sets of windows; each context is predicted once."""
-    sets = align_counts(*counted)
-    log_p, hits = look_up(predictor, sets[0])
-    scores = []
-    for n in (own.n for own in sets):
-        top1, top5 = ((n * hit).sum().item() / n.sum().item() for hit in (hits[:, 0], hits.any(dim=1)))
-        scores.append(Score(mean_nll(log_p, n), top1, top5))
-    return scores
+        found.append(predicted[counts.row[pairs] - start, counts.y[pairs]])
+    return torch.cat(found)
 
 
 def loss(predictor: NextLogits, counts: Counts) -> float:
     """Computes the mean negative log likelihood of what came next."""
-    return mean_nll(look_up(predictor, counts)[0], counts.n)
+    return mean_nll(look_up(predictor, counts), counts.n)
 
 
 def mean_nll(log_p: Tensor, n: Tensor) -> float:
@@ -146,7 +106,7 @@ def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:
 
     The loss is convex in the share, so its slope rises, and is zero at one place: halved down to it.
     """
-    log_p, log_q = (look_up(predictor, counts)[0] for predictor in (first, second))
+    log_p, log_q = (look_up(predictor, counts) for predictor in (first, second))
     highest = torch.maximum(log_p, log_q)
     p, q = (log_p - highest).exp(), (log_q - highest).exp()
     low, high = 0.0, 1.0
@@ -155,15 +115,3 @@ def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:
         falls = (counts.n * (p - q) / (weight * p + (1 - weight) * q)).sum() > 0
         low, high = (weight, high) if falls else (low, weight)
     return (low + high) / 2
-
-
-def show(scores: dict[str, list[Score]], sets: Sequence[str]) -> str:
-    """Formats scores as a table, a block for each set."""
-    blocks = []
-    for place, name in enumerate(sets):
-        lines = [f"{name:30}{'loss':>8}{'perplexity':>12}{'top 1':>8}{'top 5':>8}"]
-        for predictor, its_scores in scores.items():
-            s = its_scores[place]
-            lines.append(f"{predictor:30}{s.loss:8.4f}{perplexity(s.loss):12.2f}{s.top1:8.1%}{s.top5:8.1%}")
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks)

@@ -40,7 +40,8 @@ class NamesDataModule(LightningDataModule):
         steps_per_epoch: updates in an epoch, after which the Trainer validates and saves; if omitted, one pass over the
             windows, or 25 updates if each takes all windows.
         steps_per_execution: updates that the Trainer takes as one batch, a block: 500 saves most of the Trainer's own
-            work where a batch is as small as the lecture's 32 windows. Only with replacement and without smoothing.
+            work where a batch is as small as the lecture's 32 windows. Only for the lecture's training: MLP's own
+            network, sgd, replacement, one device, an end by epochs; everything else takes one update at a time.
         train_fraction: the share of the words to train on.
         val_fraction: the share to validate on; the rest is for the test. With 0, validation runs on the training words.
         split_seed: random seed for the split.
@@ -51,8 +52,8 @@ class NamesDataModule(LightningDataModule):
             Tabs, commas or semicolons separate columns.
 
     Attributes:
-        tensors: after `setup`, for `train`, `val` and `test` the contexts X (N, T) int64 and what came next: Y (N,)
-            int64, or Y (N, V), counts or smoothed targets. What does not fit into memory is made when it is indexed.
+        examples: after `setup("fit")`, the contexts X (N, T) int64 to train on and what came next: Y (N,) int64, or
+            Y (N, V), counts or smoothed targets. Targets that do not fit into memory are made when they are indexed.
 
     Raises:
         ValueError: if the list cannot be used, or a size or share is out of range.
@@ -83,10 +84,6 @@ class NamesDataModule(LightningDataModule):
                 raise ValueError(f"{name} is {size}: expected 1 or more")
         if replacement and batch_size is None:
             raise ValueError("replacement is True: expected a batch_size with it")
-        if steps_per_execution > 1 and (smoothing or not replacement):
-            raise ValueError(
-                f"steps_per_execution is {steps_per_execution}: expected 1 with smoothing or without replacement"
-            )
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing is {smoothing:g}: expected a share from 0 to 1")
         if path == "":
@@ -94,7 +91,7 @@ class NamesDataModule(LightningDataModule):
         if path is not None and path != "-":
             path = str(Path(path).absolute())  # a checkpoint may be used in another folder
         self.save_hyperparameters()
-        self.tensors: dict[str, tuple[Tensor, Any]] = {}
+        self.examples: tuple[Tensor, Any]
         self._counts: dict[str, Counts] = {}
 
     @property
@@ -162,23 +159,22 @@ class NamesDataModule(LightningDataModule):
             self._counts[split] = count_words(self.splits[split], self.vocabulary, self.hparams["block_size"])
         return self._counts[split]
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the Trainer, where the examples stay."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
     def setup(self, stage: str) -> None:
-        """Builds the tensors of a stage: `fit`, `validate`, `test` or `predict`, which needs none.
+        """Builds the examples to train on.
 
         Raises:
             ValueError: if the list cannot be used, or the model has another block size or vocabulary.
         """
-        splits = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"]}.get(stage, [])
-        device = torch.device("cpu")
-        if self.trainer is not None and splits:
-            device = self.trainer.strategy.root_device
+        if self.trainer is not None and stage != "predict":
             self._require_same_windows(self.trainer.lightning_module)
-        for split in splits:
-            if split == "train":
-                X, Y = self._targets(device)
-            else:  # the order does not matter here: counted, the figures are the same in less time
-                X, Y = self.count(split).contexts, self.count(split).to(device)
-            self.tensors[split] = X.to(device), Y.to(device) if isinstance(Y, Tensor) else Y
+        if stage == "fit":
+            X, Y = self._targets()
+            self.examples = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
 
     def _require_same_windows(self, model: Any) -> None:
         ours, theirs = self.hparams["block_size"], getattr(model, "block_size", None)
@@ -189,7 +185,7 @@ class NamesDataModule(LightningDataModule):
             differ = "".join(sorted(set(vocabulary.characters) ^ set(self.vocabulary.characters)))
             raise ValueError(f"vocabulary: model and data differ in {differ[:20]!r}: give both the same")
 
-    def _targets(self, device: torch.device) -> tuple[Tensor, Any]:
+    def _targets(self) -> tuple[Tensor, Any]:
         """Builds the contexts to train on and their targets, which are held, or made batch by batch."""
         smoothing, V = self.hparams["smoothing"], len(self.vocabulary)
         Y: Any
@@ -199,42 +195,40 @@ class NamesDataModule(LightningDataModule):
         else:
             X, Y = build_windows(self.splits["train"], self.vocabulary, self.hparams["block_size"])
         if smoothing:
-            Y = Smoothed(X, Y, NGram(self.count("train")), V, smoothing, device)
+            Y = Smoothed(X, Y, NGram(self.count("train")), V, smoothing, self.device)
         if not isinstance(Y, Tensor) and (self.takes_all or len(X) * V <= CELLS_HELD):
             rows = rows_at_once(V)
             Y = torch.cat([Y[start : start + rows] for start in range(0, len(X), rows)])
         return X, Y
 
     def train_dataloader(self) -> Batches:
-        options = self.hparams
-        seed = self.trainer.lightning_module.hparams.get("seed", SEED) if self.trainer is not None else SEED
-        return self._batches(
-            "train",
-            options["batch_size"],
+        options, model = self.hparams, None if self.trainer is None else self.trainer.lightning_module
+        seed = SEED if model is None else model.hparams.get("seed", SEED)
+        blocks = getattr(model, "takes_blocks", False) and options["replacement"] and not options["smoothing"]
+        return Batches(
+            self.examples,
+            options["batch_size"] or 0,
             seed=None if self.takes_all else seed,
             replacement=options["replacement"],
-            steps_per_epoch=options["steps_per_epoch"] or (FULL_STEPS if self.takes_all else None),
-            steps_per_execution=options["steps_per_execution"],
+            steps_per_epoch=options["steps_per_epoch"] or (FULL_STEPS if self.takes_all else 0),
+            steps_per_execution=options["steps_per_execution"] if blocks else 1,
+            trainer=self.trainer,
         )
 
     def val_dataloader(self) -> Batches:
-        return self._batches("val", rows_at_once(len(self.vocabulary)))
+        return self.loader("val")
 
     def test_dataloader(self) -> Batches:
-        return self._batches("test", rows_at_once(len(self.vocabulary)))
+        return self.loader("test")
+
+    def loader(self, split: str) -> Batches:
+        """Hands out the counted windows of `train`, `val` or `test`: the figures are the same, in less time."""
+        counts = self.count(split).to(self.device)
+        return Batches((counts.contexts, counts), rows_at_once(len(self.vocabulary)), trainer=self.trainer)
 
     def predict_dataloader(self) -> Sampler:
         """Has `Trainer.predict(model, data)` draw twenty names; pass another `Sampler` instead of the data."""
         return Sampler()
-
-    def _batches(self, split: str, batch_size: int | None, **options: Any) -> Batches:
-        if self.trainer is not None:
-            options |= {
-                "rank": self.trainer.global_rank,
-                "world_size": self.trainer.world_size,
-                "trainer": self.trainer,
-            }
-        return Batches(self.tensors[split], batch_size, **options)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **options: Any) -> Self:  # type: ignore[override]

@@ -27,20 +27,6 @@ TOGETHER = {
 """For some flags those that also decide: where one is given, nothing is chosen."""
 
 
-class Figures(NamedTuple):
-    """The size of a training split.
-
-    Args:
-        windows: N, the examples.
-        contexts: M, the distinct contexts among them.
-        vocab_size: V.
-    """
-
-    windows: int
-    contexts: int
-    vocab_size: int
-
-
 class Training(NamedTuple):
     """A row of the table."""
 
@@ -51,19 +37,21 @@ class Training(NamedTuple):
     max_steps: int
 
 
-def choose(figures: Figures, given: Callable[[str], bool]) -> list[str]:
+def choose(windows: int, contexts: int, vocab_size: int, given: Callable[[str], bool]) -> list[str]:
     """Chooses flags for a list, and the EarlyStopping of a run whose length is chosen.
 
     Args:
-        figures: of its training split.
+        windows: N, the examples of its training split.
+        contexts: M, the distinct contexts among them.
+        vocab_size: V.
         given: tells whether the user has given a flag, or one that begins with it: then it is not chosen.
     """
-    row = training(figures)
+    row = training(windows, contexts, vocab_size)
     chosen = {
         "data.batch_size": row.batch_size,
         "data.smoothing": row.smoothing,
         "model.embedding_dim": EMBEDDING_DIM,
-        "model.hidden_size": max(1, min(HIDDEN_SIZE, WEIGHTS // figures.vocab_size)),
+        "model.hidden_size": max(1, min(HIDDEN_SIZE, WEIGHTS // vocab_size)),
         "model.lr": row.lr,
         "model.weight_decay": row.weight_decay,
         "trainer.max_steps": row.max_steps,
@@ -80,9 +68,8 @@ def choose(figures: Figures, given: Callable[[str], bool]) -> list[str]:
     return flags
 
 
-def training(figures: Figures) -> Training:
+def training(N: int, M: int, V: int) -> Training:
     """Finds the row of the table."""
-    N, M, V = figures
     if M * V <= CELLS:
         if N < 5 * M:  # a thousand words
             return Training(None, 0.8, 2.0, 0.015, 500)

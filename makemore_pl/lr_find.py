@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from makemore_pl.callbacks import choose_threads
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.optimization import make_optimizer
@@ -39,9 +38,6 @@ def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps
         model: not yet trained.
         datamodule: its data.
         num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
-
-    Raises:
-        ValueError: if there are fewer than two steps, several devices, or the loss never falls.
     """
     num_steps = num_steps or (200 if datamodule.takes_all else 1000)
     if num_steps < 2:
@@ -77,7 +73,6 @@ def take_steps(trainer: Trainer, model: MLP, data: NamesDataModule, lrs: Sequenc
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(model.to(device))
     batches, optimizer, losses = data.train_dataloader(), make_optimizer(model), []
-    choose_threads(batches.batch_size * sum(parameter.numel() for parameter in model.parameters()))
     for step, lr in enumerate(lrs):
         X, Y = trainer.precision_plugin.convert_input([part.to(device) for part in batches.batch(step)])
         with trainer.precision_plugin.forward_context():
@@ -102,9 +97,6 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float,
 
     Returns:
         The suggestion, and the lowest and highest that are good.
-
-    Raises:
-        ValueError: if the loss never falls.
     """
     end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
     size = max(1, len(losses) // POINTS)

@@ -130,8 +130,11 @@ class MLP(LightningModule):
     def setup(self, stage: str) -> None:
         # Lightning does this after a checkpoint was loaded, and would so round weights of 64 bits to 32.
         self.trainer.precision_plugin.convert_module(self)
-        if stage == "fit":
-            optimization.require_plain_sgd(self, MLP)
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether K updates by hand are the same as K steps of the Trainer."""
+        return optimization.takes_blocks(self, MLP)
 
     def configure_optimizers(self) -> Any:
         optimizer = optimization.make_optimizer(self)
@@ -231,9 +234,8 @@ class MLP(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_network(checkpoint)
         ours = self.vocabulary.characters
-        if (theirs := checkpoint["hyper_parameters"].get("vocabulary", ours)) != ours:
-            only = "".join(sorted(set(theirs) ^ set(ours)))[:20]
-            raise ValueError(f"the checkpoint's vocabulary is another than the model's: only one of them has {only!r}")
+        if checkpoint["hyper_parameters"].get("vocabulary", ours) != ours:
+            raise ValueError("the checkpoint's vocabulary is another than the model's: give the model the same")
 
     @classmethod
     def require_network(cls, checkpoint: dict[str, Any]) -> None:

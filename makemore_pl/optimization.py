@@ -67,7 +67,8 @@ class Schedule(LRScheduler):
         """Puts back the options that were given, since the optimizer has loaded those of the checkpoint."""
         if state_dict["updates"] != updates(self.model.trainer):
             raise ValueError(
-                "the checkpoint was saved with other blocks: resume with its steps_per_execution and steps_per_epoch"
+                "the checkpoint counts blocks of updates: resume with its steps_per_execution and steps_per_epoch, "
+                "and end the run by --trainer.max_epochs"
             )
         for group, options in zip(self.optimizer.param_groups, self.options, strict=False):
             group |= options | {"lr": self.rates(1)[0]}
@@ -121,38 +122,23 @@ def _updates_in(trainer: Trainer, steps: float) -> float:
     return epochs * loader.steps_per_epoch + blocks * loader.steps_per_execution
 
 
-def require_plain_sgd(model: Any, base: type) -> None:
-    """Refuses blocks of updates unless `sgd_steps` computes what autograd and the Trainer would.
+def takes_blocks(model: Any, base: type) -> bool:
+    """Tells whether `sgd_steps` computes what autograd and the Trainer would.
 
     Args:
         model: an MLP, attached to its Trainer.
         base: MLP itself.
-
-    Raises:
-        ValueError: if there are blocks, and something is not as they need it.
     """
     trainer, methods = model.trainer, ("forward", "hidden", "loss", "training_step", "configure_optimizers")
-    K = getattr(trainer.datamodule, "hparams", {}).get("steps_per_execution", 1)
-    if K == 1:
-        return
-    plain = (
+    return (
         all(getattr(type(model), name) is getattr(base, name) for name in methods)
         and all(parameter.requires_grad for parameter in model.parameters())
         and model.hparams["optimizer"] == "sgd"
         and trainer.world_size == trainer.accumulate_grad_batches == 1
         and trainer.precision in ("32-true", "64-true")
         and not trainer.gradient_clip_val
+        and trainer.max_steps == -1  # the Trainer would count blocks
     )
-    if not plain:
-        raise ValueError(
-            f"steps_per_execution is {K}: expected 1, since blocks of updates need MLP's own network and training, "
-            "optimizer sgd, one device, precision 32-true or 64-true, and no accumulation or clipping"
-        )
-    if trainer.max_steps != -1 and not trainer.fast_dev_run:
-        raise ValueError(
-            f"max_steps is {trainer.max_steps}: expected -1 (none) with blocks of updates; end the run by "
-            "--trainer.max_epochs, each of --data.steps_per_epoch updates"
-        )
 
 
 def train_on_block(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:

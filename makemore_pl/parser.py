@@ -210,7 +210,8 @@ def in_one_line() -> Iterator[None]:
         if "can't allocate memory" in str(error):
             fail("out of memory; try smaller sizes, or --data.batch_size")
         if "in loading state_dict" in str(error):
-            fail(f"the checkpoint holds other weights than this network: {' '.join(str(error).split())[:300]}")
+            what = "the checkpoint has other weights than this network: omit sizes such as --model.hidden_size"
+            fail(f"{what} ({' '.join(str(error).split())[:250]} ...)")
         if "conditioned on metric" in str(error):  # Lightning says it well
             fail(" ".join(str(error).split()))
         raise
@@ -239,7 +240,6 @@ def silence_stock_noise() -> None:
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's use of torch
         "The number of training batches .+ is smaller",  # updates are counted across epochs
-        "The dirpath has changed from",  # of a run that resumes in another folder
         "You're resuming from a checkpoint that ended before the epoch ended",  # batches follow from the update
         "Checkpoint directory .+ exists and is not empty",  # of a run that is resumed
         "Unable to serialize instance",  # of a default, which config.yaml then omits

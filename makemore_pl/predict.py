@@ -1,8 +1,7 @@
 """`predict`: its options, and the writing of names, or of the scores of words, to stdout."""
 
-import sys
 from collections.abc import Iterator
-from io import TextIOWrapper
+from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -19,6 +18,7 @@ SCORED = 2**12
 """Words scored at a time: their windows fit into any memory."""
 
 
+@dataclass(eq=False)
 class Request(Sampler):
     """Names to draw, or words to score.
 
@@ -27,17 +27,15 @@ class Request(Sampler):
             The words are read from the list of the run; the shares are those that are best on its validation words.
         score: a list of words to score instead of drawing names, or `-` for stdin. Prints log-probability (natural, of
             the whole word and its end), perplexity and word, separated by tabs.
-
-    Raises:
-        ValueError: if an option of `Sampler` is out of its range, or does not apply to scoring.
     """
 
-    def __init__(self, *args: Any, counting: bool = False, score: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if score is not None and (self.prompt or self.is_picky):
+    counting: bool = False
+    score: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.score is not None and (self.prompt or self.is_picky):
             raise ValueError("score takes words as they are: omit prompt, unique, novel and pattern")
-        self.counting = counting
-        self.score = score
         self.words: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -67,29 +65,17 @@ class NamesWriter(Callback):
         self.request = request
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Reads the words to score, gives all ranks the same request, and says how to repeat the names.
-
-        Raises:
-            ValueError: if the words cannot be read.
-        """
-        request, vocabulary = self.request, pl_module.vocabulary
-        if isinstance(sys.stdout, TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8")  # names may hold any character, whatever the locale
+        """Reads the words to score, gives all ranks the same request, and says how to repeat the names."""
+        request = self.request
         if request.score is not None and trainer.is_global_zero:
             request.words = read_words(request.score)
         request.seed, request.words = trainer.strategy.broadcast((request.seed, request.words))
-        for what, texts in [("prompt", [request.prompt]), ("words such as", request.words)]:
-            if changed := [text for text in texts if vocabulary.in_its_case(text) != text]:
-                say(f"{what} {changed[0]!r} taken in small letters: the list has no capitals")
         if request.score is None and request.is_new_seed:
             say(f"seed {request.seed}: --sample.seed {request.seed} draws these names again")
         elif request.score is None and request.seed == SEED:
             say(f"seed {SEED}: the same names each time; --sample.seed random draws others")
 
-    def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        """Writes one chunk."""
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if self.request.score is not None:
             pairs = zip(outputs, batch, strict=True)
             outputs = [f"{score:.4f}\t{perplexity(-score / (len(word) + 1)):.4f}\t{word}" for score, word in pairs]
@@ -97,11 +83,8 @@ class NamesWriter(Callback):
             print("\n".join(outputs), flush=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Says how many words could not be scored."""
+        """Counts the words that could not be scored."""
         words, vocabulary = self.request.words, pl_module.vocabulary
         odd = [odd for word in words if (odd := set(vocabulary.in_its_case(word)) - vocabulary.stoi.keys())]
         if odd:
-            say(
-                f"-inf for {len(odd):,} of {len(words):,} words: they hold characters that the network does not know, "
-                f"such as {min(odd[0])!r}"
-            )
+            say(f"-inf for {len(odd):,} of {len(words):,} words: the network does not know, say, {min(odd[0])!r}")

@@ -7,10 +7,7 @@ import sys
 from typing import Any
 
 hint = ""
-"""How to continue after a signal: the second half of the line that `stop` prints."""
-
-speaks = True
-"""Whether this process prints that line: of several processes the first one does."""
+"""How to continue after a signal: the end of the line that `stop` prints."""
 
 
 def stop(number: int, *_: Any) -> None:
@@ -19,7 +16,7 @@ def stop(number: int, *_: Any) -> None:
     A signal is then a kill like any other: checkpoints are whole at any moment, and the resumed run is exact. An
     exception instead could leave torch, Lightning or another process waiting.
     """
-    if speaks:
+    if is_first():
         cursor = "\033[?25h\n" if os.isatty(2) else ""  # a progress bar hides it
         os.write(2, f"{cursor}stopped by {signal.Signals(number).name}{hint}\n".encode())
     os._exit(128 + number)
@@ -34,6 +31,15 @@ def stop_on_signals() -> None:
 def is_first() -> bool:
     """Whether this is the first of the processes of a run, which makes its folder and writes its files."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK"))
+
+
+def end_unless_first() -> None:
+    """Ends a process that is done before the first one is, without the destructors of torch.
+
+    On a busy machine these abort one process of ten, and torchrun then ends the first one while it reports (LOG.md).
+    """
+    if not is_first():
+        os._exit(0)
 
 
 def end_with_parent() -> None:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from makemore_pl.checkpoints import RunCheckpoint
-from makemore_pl.comparison import Comparison, show
+from makemore_pl.comparison import Comparison
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
 from makemore_pl.windows import Counts, count_words
@@ -76,17 +76,10 @@ def describe(data: NamesDataModule, model: MLP) -> None:
 def compare(
     model: MLP, data: NamesDataModule, trained: NamesDataModule | None, trainer: Trainer, splits: Iterable[str]
 ) -> tuple[Comparison, dict[str, Counts]]:
-    """Compares a network with counting, and both mixed, on the words of splits and on those that are not in train.
-
-    Args:
-        model: the network.
-        data: the words to judge on.
-        trained: the words that the network was trained on, to count; None to omit counting.
-        trainer: says on which device and in which precision.
-        splits: of `train`, `val` and `test`.
+    """Compares a network with counting the words that it was trained on, if they are known, and with both mixed.
 
     Returns:
-        The comparison, and the windows of each set of words by its name.
+        The comparison; and by name the windows to judge on: of some splits of `data`, and of their words not in train.
     """
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(model.eval().to(device))
@@ -102,53 +95,34 @@ def compare(
         unseen = (trained or data).unseen(data.splits[split])
         if split != "train" and 0 < len(unseen) < len(data.splits[split]):
             sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
+        if len(data.splits[split]) <= FEW_WORDS:
+            say(f"{name} has only {counted(len(data.splits[split]), 'word')}: its losses are mostly chance")
     counting = trained and trained.count("train")
     held_out = trained and trained.hparams["val_fraction"] and trained.count("val")
     return Comparison(network, counting or None, held_out or None), sets
 
 
-def print_table(
-    model: MLP, data: NamesDataModule, trained: NamesDataModule | None, trainer: Trainer, split: str
-) -> None:
-    """Prints the table of `validate` and `test`, on the first rank."""
-    if trainer.is_global_zero:
-        compared, sets = compare(model, data, trained, trainer, [split])
-        print(show(compared.score(*sets.values()), list(sets)), flush=True)
-        warn_of_few_words(next(iter(sets)), data.splits[split])
-
-
-def warn_of_few_words(name: str, words: list[str]) -> None:
-    """Says that a loss over a few words means little."""
-    if len(words) <= FEW_WORDS:
-        say(f"{name} has only {counted(len(words), 'word')}: its losses are mostly chance")
+def table(losses: dict[str, list[float]], sets: Iterable[str]) -> list[str]:
+    """Formats the losses of predictors, a line for each, on sets of words, a column for each."""
+    width = max(map(len, losses)) + 2
+    rows = {"loss": [*sets]} | {name: [four_digits(loss) for loss in row] for name, row in losses.items()}
+    return [name.ljust(width) + "".join(f"  {cell:>14}" for cell in row) for name, row in rows.items()]
 
 
 def report(trainer: Trainer, model: MLP, data: NamesDataModule, predict: str) -> None:
-    """Prints where the best checkpoint is and its losses on stderr, and names on stdout.
-
-    Args:
-        trainer: after its fit.
-        model: trained.
-        data: its data.
-        predict: the command that draws more names.
-    """
+    """Prints where the best checkpoint of a fit is and its losses on stderr, and names on stdout."""
     log_dir = trainer.log_dir  # a broadcast: all ranks call it
     if not trainer.is_global_zero:
         return
-    path, score = None, None
-    for each in trainer.checkpoint_callbacks:
-        if isinstance(each, RunCheckpoint):
-            if each.monitor or path is None:  # without validation there is no best
-                path, score = each.path, each.best_model_score
-            better = each.better if each.monitor else None
-            if better is not None and score is not None and better[1] < score:
-                say(f"a better checkpoint is in the folder of the run before: {better[0]} (val/loss {better[1]:.4f})")
-    if path is not None and path.exists():
-        model = type(model).load_from_checkpoint(path, map_location="cpu")
+    ours = [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint) and each.path.exists()]
+    for best in ours[:1]:  # the last one, where the run has no validation
+        model = type(model).load_from_checkpoint(best.path, map_location="cpu")
+        score = best.best_model_score
         judged = f" (val/loss {four_digits(float(score))})" if score is not None else ""
-        say(f"checkpoint: {shown(path)}{judged}")
-    say_losses(trainer, model, data)
-    if path is not None and path.exists():
+        say(f"checkpoint: {shown(best.path)}{judged}")
+    if data.hparams["val_fraction"]:
+        say_losses(trainer, model, data)
+    if ours:
         say(f"more names: {predict}")
     if log_dir and isinstance(trainer.logger, TensorBoardLogger):
         say(f"the curves: {shlex.join([program('tensorboard'), '--logdir', shown(Path(log_dir).parent)])}")
@@ -156,18 +130,14 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule, predict: str) ->
 
 
 def say_losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
-    """Prints the losses over whole splits: of the network, of counting, and of their mixture."""
-    if not data.hparams["val_fraction"]:
-        return
+    """Prints the losses of the network, of counting and of their mixture, and what to make of them."""
     train = data.count("train")
     # Over a large training split it would take long.
     splits = ["train", "val"] if len(train) * train.vocab_size <= MOST_CELLS else ["val"]
     compared, sets = compare(model, data, data, trainer, splits)
     losses = compared.losses(*sets.values())
-    width = max(map(len, losses)) + 2
-    say("loss".ljust(width) + "".join(f"{name:>16}" for name in sets))
-    for name, row in losses.items():
-        say(name.ljust(width) + "".join(f"{four_digits(loss):>16}" for loss in row))
+    for line in table(losses, sets):
+        say(line)
     if losses["network"][0] > (chance := math.log(len(data.vocabulary))):
         say(f"worse than chance, {chance:.4f}: this run diverged; try a smaller --model.lr")
     elif compared.weight is not None and compared.weight < 0.01:
@@ -176,4 +146,3 @@ def say_losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         say(f"counting alone is as good: the network adds nothing; try {remedy}")
     else:
         say("These val losses are slightly optimistic: this checkpoint was chosen by them. `test` is unbiased.")
-    warn_of_few_words("val", data.splits["val"])

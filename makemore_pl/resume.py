@@ -16,7 +16,7 @@ from lightning.pytorch import Trainer
 from makemore_pl.callbacks import stopped_early
 from makemore_pl.checkpoints import RUNS, find, newest_run, read_checkpoint
 from makemore_pl.datamodule import NamesDataModule
-from makemore_pl.defaults import Figures, choose
+from makemore_pl.defaults import choose
 from makemore_pl.model import MLP
 from makemore_pl.report import say
 from makemore_pl.words import read_words, shipped
@@ -42,10 +42,11 @@ class Source:
         self.model = model
         self.root = "."  # the folder of lightning_logs
         self.words: list[str] = []  # what the user has typed
-        self.begins_with: str | None = None  # the checkpoint whose weights begin a new run
         self.ckpt_path: str | None = None
         self.checkpoint: dict[str, Any] = {}
-        self.folder: Path | None = None  # of the run that is resumed in it
+        self.begins: str | None = None  # the run is a new one, which begins with the weights of the checkpoint
+        self.resumes = False  # the run is that of the checkpoint
+        self.folder: Path | None = None  # of a run that is resumed in it
 
     def given(self, *flags: str) -> bool:
         """Tells whether the user has typed one of some flags, or one that begins with it."""
@@ -53,29 +54,18 @@ class Source:
         return any(word.startswith(begins) for word in self.words)
 
     def flags(self, command: str, options: Namespace, words: list[str]) -> list[str]:
-        """Returns the flags to put before those of the user.
-
-        Args:
-            command: its name.
-            options: as the flags of the user alone give them.
-            words: the flags of the user.
-
-        Raises:
-            ValueError: if there is no checkpoint to read, it is damaged, or it is one of another network.
-        """
+        """Returns the flags to put before the words of the user, which alone give `options`."""
         self.words, self.root = words, options.trainer.default_root_dir or "."
-        self.begins_with = options.get("init_from")
-        if self.begins_with and options.get("ckpt_path"):
+        trains, ckpt_path, self.begins = command in TRAINING, options.get("ckpt_path"), options.get("init_from")
+        if self.begins and ckpt_path:
             raise ValueError("--init_from begins a new run, and --ckpt_path resumes one; omit one of them")
-        if "" in (self.begins_with, options.get("ckpt_path")):
+        if "" in (self.begins, ckpt_path):
             raise ValueError("the name of the checkpoint is empty; name best, last or a file")
-        trains = command in TRAINING
         seed = options.get("seed_everything")
         flags = [f"--model.seed={seed}"] if type(seed) is int else []
-        name = self.begins_with or options.get("ckpt_path") or (None if trains else "best")
-        if name is not None:
-            goes_on = name == "last" and trains and not self.begins_with
-            self.ckpt_path, self.checkpoint = self.find_checkpoint(name, goes_on)
+        if name := self.begins or ckpt_path or (None if trains else "best"):
+            self.find_checkpoint(name, goes_on=ckpt_path == "last" and trains)
+        self.resumes = trains and bool(self.checkpoint) and not self.begins
         if not self.checkpoint:
             begun = ["--config", str(self.folder / "config.yaml")] if self.folder else self.chosen(options)
             return flags + begun if trains else flags
@@ -85,46 +75,44 @@ class Source:
         data = {name: data[name] for name in data.keys() - {"block_size", "vocabulary"}}  # linked to those of the model
         if not trains:
             return [f"--model={as_json(model)}", f"--data={as_json(data)}"]
-        data["vocabulary"] = model.pop("vocabulary")
-        if self.begins_with:
-            model, data = {name: model[name] for name in SHAPE}, {"vocabulary": data["vocabulary"]}
+        vocabulary = {"vocabulary": model.pop("vocabulary")}
+        if self.begins:
+            return [
+                *flags,
+                f"--model={as_json({name: model[name] for name in SHAPE})}",
+                f"--data={as_json(vocabulary)}",
+            ]
         config = Path(str(self.ckpt_path)).parent.parent / "config.yaml"
-        if config.is_file() and not self.begins_with:
-            return ["--config", str(config), f"--data={as_json({'vocabulary': data['vocabulary']})}"]
-        return [*flags, f"--model={as_json(model)}", f"--data={as_json(data)}"]
+        if config.is_file():
+            return ["--config", str(config), f"--data={as_json(vocabulary)}"]
+        return [*flags, f"--model={as_json(model)}", f"--data={as_json(data | vocabulary)}"]
 
-    def find_checkpoint(self, name: str, goes_on: bool) -> tuple[str | None, dict[str, Any]]:
-        """Finds and reads a checkpoint.
+    def find_checkpoint(self, name: str, goes_on: bool) -> None:
+        """Finds and reads a file, or `best` or `last` of the newest run: the other one where that is damaged.
 
-        Args:
-            name: `best` or `last` of the newest run, or a file. Where one of the two is damaged, the other is taken.
-            goes_on: whether the newest run is resumed in its own folder. It need not have a checkpoint, or be there at
-                all: the same command begins and resumes a run.
-
-        Raises:
-            ValueError: if there is no such file, or it is damaged.
+        Where the newest run goes on in its own folder, it need not have a checkpoint, or be there at all: the same
+        command begins and resumes a run.
         """
         if name not in ("best", "last"):
             if not Path(name).is_file():
                 raise ValueError(f"{name}: no such checkpoint; name a file, or `best` or `last` of the newest run")
-            return name, read_checkpoint(name)
-        folder, problem = newest_run(self.root, begun=goes_on), None
+            self.ckpt_path, self.checkpoint = name, read_checkpoint(name)
+            return
+        folder, problem, runs = newest_run(self.root, begun=goes_on), None, Path(self.root, RUNS)
         self.folder = folder if goes_on else None
         for path in find(name, folder):
             try:
-                checkpoint = read_checkpoint(path)
+                self.ckpt_path, self.checkpoint = str(path), read_checkpoint(path)
             except ValueError as error:
                 problem = problem or error
                 continue
             if problem or path.stem != name:
                 say(f"warning: {problem or f'the newest run has no {name}.ckpt'}; taking {path} instead")
-            return str(path), checkpoint
-        if problem is None and goes_on:
-            runs = Path(self.root, RUNS)
-            say(f"{folder} saved no checkpoint: starting again" if folder else f"no run in {runs}: starting one")
-            return None, {}
-        train = "train first (python -m makemore_pl fit), or name a file with --ckpt_path"
-        raise problem or ValueError(f"no run found in {Path(self.root, RUNS)}; {train}")
+            return
+        if problem or not goes_on:
+            train = "train first (python -m makemore_pl fit), or name a file with --ckpt_path"
+            raise problem or ValueError(f"no run found in {runs}; {train}")
+        say(f"{folder} saved no checkpoint: starting again" if folder else f"no run in {runs}: starting one")
 
     def chosen(self, options: Namespace) -> list[str]:
         """Chooses flags that suit a list, and prints them.
@@ -139,7 +127,7 @@ class Source:
         if sorted(data.words) == sorted(read_words(shipped("names.txt"))):
             return []
         counts = data.count("train")
-        flags = choose(Figures(int(counts.n.sum()), len(counts), counts.vocab_size), self.given)
+        flags = choose(int(counts.n.sum()), len(counts), counts.vocab_size, self.given)
         say(f"chosen for this list:{'' if flags else ' nothing'}")
         for line in textwrap.wrap(" ".join(flags), 76, break_on_hyphens=False, break_long_words=False):
             say(f"  {line}")
@@ -154,7 +142,7 @@ def as_json(options: Any) -> str:
 def config_text(parser: ArgumentParser, options: Namespace, source: Source, data: NamesDataModule) -> str:
     """Writes all flags of a run as YAML: `fit --config` with it is the same run, from any folder."""
     options.ckpt_path, options.data.path = None, data.hparams["path"]
-    options.init_from = source.begins_with and str(Path(str(source.ckpt_path)).absolute())
+    options.init_from = source.begins and str(Path(str(source.ckpt_path)).absolute())
     return as_yaml(parser, options, skip_unset=False)
 
 
@@ -164,11 +152,7 @@ def recipe(parser: ArgumentParser, options: Namespace, source: Source) -> str:
 
 
 def as_yaml(parser: ArgumentParser, options: Namespace, **how: bool) -> str:
-    """Writes flags as YAML.
-
-    Raises:
-        ValueError: if a class among them has an option that cannot be written.
-    """
+    """Writes flags as YAML."""
     try:
         text = parser.dump(options, **how)
     except (ArgumentError, ValueError, TypeError) as error:
@@ -178,23 +162,8 @@ def as_yaml(parser: ArgumentParser, options: Namespace, **how: bool) -> str:
     return re.sub(r"\n.*Unable to serialize instance.*", "", text)
 
 
-def require_same_shape(checkpoint: Mapping[str, Any], model: Namespace, *others: str) -> None:
-    """Refuses flags that ask for other sizes than those of the checkpoint, or for others of some options.
-
-    Raises:
-        ValueError: if one does.
-    """
-    for name in (*SHAPE, *others) if checkpoint else ():
-        if (saved := checkpoint["hyper_parameters"].get(name, model[name])) != model[name]:
-            raise ValueError(f"--model.{name} {model[name]}: the checkpoint has {saved}; omit the flag")
-
-
 def require_known_characters(source: Source, data: NamesDataModule) -> None:
-    """Refuses a list with characters that the network of a checkpoint does not know.
-
-    Raises:
-        ValueError: if there is one; it says how to train a network that knows both alphabets.
-    """
+    """Refuses a list with characters that the network of a checkpoint does not know."""
     if source.checkpoint and (strange := set("".join(data.words)) - set(data.vocabulary.characters)):
         both = shlex.quote("".join(sorted(strange | set(data.vocabulary.characters))))
         raise ValueError(
@@ -204,11 +173,7 @@ def require_known_characters(source: Source, data: NamesDataModule) -> None:
 
 
 def is_finished(source: Source, trainer: Trainer) -> bool:
-    """Tells whether a run has ended that torchrun has started again after its last update.
-
-    Raises:
-        ValueError: if it has ended otherwise, unless the flags give it more; it names the flag.
-    """
+    """Refuses to resume a run that has ended, unless the flags give it more, or torchrun has started it again."""
     checkpoint = source.checkpoint
     if "loops" not in checkpoint:
         raise ValueError(f"{source.ckpt_path}: weights alone, nothing to resume; --init_from begins a run with them")
@@ -229,15 +194,7 @@ def is_finished(source: Source, trainer: Trainer) -> bool:
 
 
 def trained_words(source: Source, data: NamesDataModule) -> NamesDataModule | None:
-    """Finds the words that a network was trained on, to count them; all words of another list are then judged.
-
-    Args:
-        source: with the checkpoint.
-        data: the words to judge on.
-
-    Returns:
-        Them, or None if their list cannot be read any more.
-    """
+    """Finds the words that a network was trained on, if they can be read; all words of another list are judged."""
     if not (changes := differences(source.checkpoint, data)):
         return data
     if not source.given("data.path"):

@@ -7,8 +7,9 @@ import math
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import Literal
+from typing import Any, Literal
 from unicodedata import normalize
 
 import torch
@@ -21,11 +22,11 @@ from makemore_pl.windows import build_windows, rows_at_once
 NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
 
-CHUNK = 2**16
+CHUNK = 2**14
 """Words drawn side by side. A word depends only on the seed and its place: the first of many are those of a few."""
 
-EMPTY_CHUNKS = 16
-"""Chunks in a row without a name that matches the pattern, before it is given up."""
+EMPTY_CHUNKS = 64
+"""Chunks in a row without a name to keep, a million names, before the Draw gives up."""
 
 LONGEST = 100
 """Names are cut off at this many characters: an untrained model may never end one."""
@@ -37,6 +38,7 @@ TABLE_CONTEXTS = 2**16
 """Up to this number of contexts, V**T in all, their distributions are computed once, unless V is large."""
 
 
+@dataclass(eq=False)
 class Sampler:
     """Draws words character by character until the boundary comes up (makemore part 2, "sampling from the model").
 
@@ -61,41 +63,30 @@ class Sampler:
         ValueError: if an option is out of range, or the pattern is not a regular expression.
     """
 
-    def __init__(
-        self,
-        num_names: int = 20,
-        prompt: str = "",
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        unique: bool = False,
-        novel: bool = False,
-        pattern: str | None = None,
-        seed: int | Literal["random"] = SEED,
-        where: Callable[[list[str]], list[str]] | None = None,
-    ) -> None:
-        if num_names < 1:
-            raise ValueError(f"num_names is {num_names}: expected 1 or more")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature is {temperature:g}: expected 0 or more")
-        if top_k is not None and top_k < 1:
-            raise ValueError(f"top_k is {top_k}: expected 1 or more")
-        self.num_names = num_names
-        self.prompt = normalize("NFC", prompt)  # as the words of a list
-        self.temperature = temperature
-        self.top_k = top_k
-        self.unique = unique
-        self.novel = novel
-        self.pattern = None if pattern is None else compile_pattern(pattern)
-        self.is_new_seed = seed == "random"
-        self.seed = random.SystemRandom().randrange(2**31) if seed == "random" else seed
-        self.where = where
+    num_names: int = 20
+    prompt: str = ""
+    temperature: float = 1.0
+    top_k: int | None = None
+    unique: bool = False
+    novel: bool = False
+    pattern: str | None = None
+    seed: int | Literal["random"] = SEED
+    where: Callable[[list[str]], list[str]] | None = None
 
-    @property
-    def is_picky(self) -> bool:
-        """Whether names are rejected, so that the number of chunks is not known beforehand."""
-        return self.unique or self.novel or self.pattern is not None
+    def __post_init__(self) -> None:
+        if self.num_names < 1:
+            raise ValueError(f"num_names is {self.num_names}: expected 1 or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature:g}: expected 0 or more")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}: expected 1 or more")
+        self.regex = None if self.pattern is None else compile_pattern(self.pattern)
+        self.is_picky = self.unique or self.novel or self.pattern is not None  # then names are rejected
+        self.is_new_seed = self.seed == "random"
+        if self.is_new_seed:
+            self.seed = random.SystemRandom().randrange(2**31)
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
 
 
@@ -138,7 +129,7 @@ class Draw:
         if sampler.novel and sampler.where is None:
             raise ValueError("novel compares names with a list: pass `where`, that of a NamesDataModule")
         try:
-            self.prompt = vocabulary.encode(vocabulary.in_its_case(sampler.prompt))
+            self.prompt = vocabulary.encode(vocabulary.in_its_case(normalize("NFC", sampler.prompt)))
         except ValueError as error:
             raise ValueError(f"prompt {error}") from None
         self.sampler = sampler
@@ -164,18 +155,15 @@ class Draw:
         """Draws a chunk, and returns those of its names that are kept; chunks are drawn in order.
 
         Raises:
-            ValueError: if a chunk has none to keep; where there is a pattern, `EMPTY_CHUNKS` in a row.
+            ValueError: if `EMPTY_CHUNKS` in a row have none to keep.
         """
         sampler = self.sampler
-        names = self.draw(number, self.missing * (8 if sampler.is_picky else 1))  # often enough, and a small part
-        kept = self.keep(names)
-        if self.missing and len(names) < CHUNK:
-            kept += self.keep(self.draw(number, CHUNK)[len(names) :])
+        kept = self.keep(self.draw(number, CHUNK if sampler.is_picky else min(CHUNK, self.missing)))
         self.empty = 0 if kept else self.empty + 1
-        if self.empty == (1 if sampler.pattern is None else EMPTY_CHUNKS):
+        if self.empty == EMPTY_CHUNKS:
             asked = "unique " * sampler.unique + "novel " * sampler.novel + "one"
             if sampler.pattern is not None:
-                asked += f" that matches {sampler.pattern.pattern!r} as a whole (.* stands for any characters)"
+                asked += f" that matches {sampler.pattern!r} as a whole (.* stands for any characters)"
             raise ValueError(
                 f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {asked} among "
                 f"{self.empty * CHUNK:,} drawn; lower num_names, or raise temperature or top_k"
@@ -185,8 +173,8 @@ class Draw:
     def keep(self, names: list[str]) -> list[str]:
         """Rejects names that the sampler does not ask for, and those beyond `missing`."""
         sampler = self.sampler
-        if sampler.pattern is not None:
-            names = [name for name in names if sampler.pattern.fullmatch(name)]
+        if sampler.regex is not None:
+            names = [name for name in names if sampler.regex.fullmatch(name)]
         if sampler.unique:
             names = [name for name in dict.fromkeys(names) if name not in self.seen]
             self.seen.update(names)
@@ -197,9 +185,9 @@ class Draw:
         self.missing -= len(names)
         return names
 
-    def draw(self, number: int, size: int) -> list[str]:
-        """Draws the first names of a chunk, at most `CHUNK`."""
-        B, device = min(CHUNK, size), self.device
+    def draw(self, number: int, B: int) -> list[str]:
+        """Draws the first B names of a chunk."""
+        device = self.device
         start = ([BOUNDARY] * self.T + self.prompt)[-self.T :]
         context = torch.tensor([start], device=device).repeat(B, 1)
         alive = torch.arange(B, device=device)  # the words that have not reached the boundary

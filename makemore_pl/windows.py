@@ -5,7 +5,7 @@ Shapes: N windows, M distinct contexts, P distinct pairs of a context and the ch
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, reduce
 
 import torch
@@ -122,17 +122,6 @@ def add_counts(first: Counts, second: Counts) -> Counts:
     """Adds two results of `count_windows`: returns the result for all their windows."""
     X = torch.cat([each.contexts[each.row] for each in (first, second)])
     return count_windows(X, torch.cat([first.y, second.y]), first.vocab_size, torch.cat([first.n, second.n]))
-
-
-def align_counts(*counted: Counts) -> list[Counts]:
-    """Gives several results of `count_windows` the same contexts and pairs: one prediction is enough for all.
-
-    Returns:
-        For each its counts of the pairs that occur in any of them: 0 for one that it lacks.
-    """
-    union = reduce(add_counts, counted)
-    nothing = replace(union, n=torch.zeros_like(union.n))
-    return [add_counts(nothing, each) for each in counted]
 
 
 WORDS_PER_PART = 2**17

@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_each_pass_begins_where_the_last_one_ended(steps_per_epoch):
 
 
 @pytest.mark.parametrize("K", [2, 3, 100])
-@pytest.mark.parametrize("steps_per_epoch", [None, 5, 8])
+@pytest.mark.parametrize("steps_per_epoch", [0, 5, 8])
 def test_blocks_hold_the_batches_of_their_updates_and_end_with_the_epoch(K, steps_per_epoch):
     options = {"seed": 1, "replacement": True}
     loader = Batches(ROWS, 4, steps_per_epoch=steps_per_epoch, steps_per_execution=K, **options)
@@ -73,7 +74,8 @@ def test_blocks_hold_the_batches_of_their_updates_and_end_with_the_epoch(K, step
 @pytest.mark.parametrize("options", [{}, {"seed": 1}, {"seed": 1, "replacement": True}])
 @pytest.mark.parametrize("world_size", [2, 3, 4])
 def test_processes_share_each_batch(world_size, options):
-    shares = [Batches(ROWS, 7, rank=rank, world_size=world_size, **options) for rank in range(world_size)]
+    ranks = [SimpleNamespace(global_rank=rank, world_size=world_size, training=False) for rank in range(world_size)]
+    shares = [Batches(ROWS, 7, trainer=rank, **options) for rank in ranks]
     for parts, whole in zip(zip(*map(rows, shares), strict=True), rows(Batches(ROWS, 7, **options)), strict=True):
         assert list(itertools.chain(*parts)) == whole
         assert max(map(len, parts)) - min(map(len, parts)) <= 1

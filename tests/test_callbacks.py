@@ -68,7 +68,6 @@ def test_progress_on_a_terminal_is_a_bar_that_ends(clock, monkeypatch):
     )
     fit(progress, max_steps=10)
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ updates/s", screen.getvalue())
-    assert progress.bar is None
     assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is there again
 
 

@@ -67,15 +67,15 @@ def in_order(number, seed=5):
 
 def test_the_splits_are_the_windows_of_the_lecture(names):
     data = NamesDataModule(batch_size=32)
-    data.setup("fit"), data.setup("test")
+    data.setup("fit")
     for split, words, windows in zip(data.splits, notebook.split(names), [182518, 22939, 22689], strict=True):
         X, Y = notebook.build_dataset(words, notebook.stoi(names))
         assert len(X) == windows
         if split == "train":
-            assert torch.equal(data.tensors[split][0], X)
-            assert torch.equal(data.tensors[split][1], Y)
+            assert torch.equal(data.examples[0], X)
+            assert torch.equal(data.examples[1], Y)
         else:  # counted
-            contexts, counts = data.tensors[split]
+            contexts, counts = data.loader(split).tensors
             rows = torch.cat([contexts[counts.row], counts.y[:, None]], dim=1)
             assert dict(zip(map(tuple, rows.tolist()), counts.n.tolist(), strict=True)) == Counter(
                 (*x, y) for x, y in zip(X.tolist(), Y.tolist(), strict=True)
@@ -92,7 +92,7 @@ def test_without_words_held_back_validation_runs_on_the_training_words():
     data = NamesDataModule(num_words=5, train_fraction=1, val_fraction=0)
     assert data.splits["val"] == data.splits["train"]
     with pytest.raises(ValueError, match="no words in the test split: give it a larger share, or add words"):
-        data.setup("test")
+        data.test_dataloader()
 
 
 def test_words_are_found_in_the_first_split_that_has_them(names):
@@ -109,7 +109,6 @@ def test_words_are_found_in_the_first_split_that_has_them(names):
     [
         ({"num_words": 0}, "num_words is 0: expected 1 or more"),
         ({"replacement": True}, "replacement is True: expected a batch_size with it"),
-        ({"steps_per_execution": 5}, "steps_per_execution is 5: expected 1 with smoothing or without replacement"),
         ({"smoothing": 1.1}, "smoothing is 1.1: expected a share from 0 to 1"),
     ],
 )
@@ -126,7 +125,7 @@ def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
     data = NamesDataModule(num_words=400, batch_size=batch_size, smoothing=0.3, block_size=2)
     data.setup("fit")
     words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
-    X, Y = data.tensors["train"]
+    X, Y = data.examples
     slow, came = kneser_ney(words, 2, stoi), {}
     windows = [tensor.tolist() for tensor in notebook.build_dataset(words, stoi, 2)]
     for x, y in zip(*windows, strict=True):
@@ -136,7 +135,7 @@ def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
         seen = came[x] if batch_size is None else torch.eye(27)[windows[1][row]]
         p = torch.tensor([slow(x, y) for y in range(27)])
         torch.testing.assert_close(Y[row], 0.7 * seen + 0.3 * seen.sum() * p)
-    assert data.tensors["val"][1][:].dtype == torch.int64  # what is measured is not smoothed
+    assert data.loader("val").tensors[1][:].dtype == torch.int64  # what is measured is not smoothed
 
 
 def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(monkeypatch):
@@ -145,8 +144,8 @@ def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(monkeypatch):
     held.setup("fit")
     monkeypatch.setattr(datamodule, "CELLS_HELD", 0)
     made.setup("fit")
-    assert torch.is_tensor(held.tensors["train"][1])
-    assert not torch.is_tensor(made.tensors["train"][1])
+    assert torch.is_tensor(held.examples[1])
+    assert not torch.is_tensor(made.examples[1])
     for (X, Y), (same, targets) in zip(held.train_dataloader(), made.train_dataloader(), strict=True):
         assert torch.equal(X, same)
         assert torch.equal(Y, targets)

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from makemore_pl import MLP, cli
-from makemore_pl.defaults import Figures, Training, choose, training
+from makemore_pl.defaults import Training, choose, training
 
 RUN = "lightning_logs/version_0"
 FEW = ["--trainer.max_steps", 6, "--model.hidden_size", 8, "--pictures", "false"]
@@ -44,12 +44,12 @@ def test_names_txt_in_any_order_keeps_the_network_of_the_lecture(names, call, fo
     ],
 )
 def test_three_figures_decide(figures, expected):
-    assert training(Figures(*figures)) == expected
+    assert training(*figures) == expected
 
 
 @pytest.mark.parametrize(("V", "units"), [(27, 800), (3916, 267), (12046, 87), (2**21, 1)])
 def test_an_alphabet_of_thousands_has_fewer_hidden_units(V, units):
-    assert f"--model.hidden_size={units}" in choose(Figures(10**6, 10**5, V), lambda *_: False)
+    assert f"--model.hidden_size={units}" in choose(10**6, 10**5, V, lambda *_: False)
 
 
 def test_what_is_chosen_is_printed_and_kept(syllables, call):
@@ -99,5 +99,5 @@ def test_a_run_whose_validation_loss_has_long_stopped_falling_ends(syllables, ca
     status, _, err = call(*syllables[:3], *overfit)
     assert status == 0, err
     assert torch.load(f"{RUN}/checkpoints/last.ckpt")["global_step"] < 100  # of 400
-    told = choose(Figures(10**6, 10**5, 27), lambda flag: flag == "trainer.max_")
+    told = choose(10**6, 10**5, 27, lambda flag: flag == "trainer.max_")
     assert not [flag for flag in told if "EarlyStopping" in flag]  # a run that is told how long it takes does not

@@ -83,7 +83,7 @@ def test_a_signal_ends_both_processes_and_the_run_resumes_on_one(number, alone, 
     os.kill(first.pid, number) if number == signal.SIGTERM else os.killpg(first.pid, number)
     assert first.wait(60) == 128 + number
     said = (tmp_path / "log").read_text()
-    assert said.count(f"stopped by {number.name} after update ") == 1
+    assert said.count(f"stopped by {number.name}; to resume: ") == 1
     assert "Traceback" not in said
     deadline = time.monotonic() + 60
     with pytest.raises(ProcessLookupError):

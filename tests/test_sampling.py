@@ -204,7 +204,8 @@ def test_names_that_run_out_are_said_and_none_is_lost(monkeypatch):
     monkeypatch.setattr(sampling, "CHUNK", 4096)
     found = []
     words = Draw(Sampler(num_names=10, unique=True), coins, AB, 2).names()
-    with pytest.raises(ValueError, match=r"^5 of 10 names: no other unique one among 4,096 drawn; lower num_names, or"):
+    expected = r"^5 of 10 names: no other unique one among 262,144 drawn; lower num_names, or"
+    with pytest.raises(ValueError, match=expected):
         found.extend(iter(words.__next__, None))
     assert sorted(found) == ["a", "aa", "ab", "b", "ba"]
 
@@ -214,7 +215,7 @@ def test_a_pattern_that_nothing_matches_is_given_up():
     with pytest.raises(ValueError) as error:
         draw(pattern="[xy]")
     assert str(error.value) == (
-        "0 of 20 names: no other one that matches '[xy]' as a whole (.* stands for any characters) among 1,024 drawn; "
+        "0 of 20 names: no other one that matches '[xy]' as a whole (.* stands for any characters) among 4,096 drawn; "
         "lower num_names, or raise temperature or top_k"
     )
 

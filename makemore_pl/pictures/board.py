@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.optim import Optimizer
 
 from makemore_pl.comparison import loss
 from makemore_pl.datamodule import NamesDataModule
@@ -30,11 +28,8 @@ ROWS = 200
 FURTHER = 5
 """A drawing comes at this many times the step of the last one, so a run of any length has a few."""
 
-LAYOUT = {
-    "loss": {"loss": ["Multiline", ["train/loss$", "val/loss$", "val/loss_kneser_ney$"]]},
-    "update to data": {"log10 of the update-to-data ratio": ["Multiline", ["update_to_data/"]]},
-}
-"""The tab "Custom scalars": charts of several curves each, named by regular expressions."""
+LAYOUT = {"loss": {"loss": ["Multiline", ["train/loss$", "val/loss$", "val/loss_kneser_ney$"]]}}
+"""The tab "Custom scalars": a chart of three curves, named by regular expressions."""
 
 COLUMNS = ("batch_size", "embedding_dim", "hidden_size", "lr", "optimizer")
 """Options in the table of runs, as many as TensorBoard shows; config.yaml has them all."""
@@ -86,7 +81,6 @@ class Board(Callback):
         train, val = data.count("train"), data.count("val")
         assert isinstance(pl_module, MLP)
         self.still = type(pl_module)(**pl_module.hparams)
-        self.before: dict[str, Tensor] = {}
         self.points: Tensor | None = None
         self.characters = most_frequent(self.still.vocabulary, [train, val])
         self.contexts = frequent_contexts(val)
@@ -95,23 +89,6 @@ class Board(Callback):
         self.logger.experiment.add_custom_scalars(LAYOUT)
         self.logger.experiment.add_text("recipe", self.recipe, updates(trainer))
         self.draw(trainer, pl_module)
-
-    @harmless
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Copies the weights before an update whose loss Lightning logs."""
-        if (trainer.global_step + 1) % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            matrices = {name: weight for name, weight in pl_module.named_parameters() if weight.ndim == 2}
-            self.before = {name: weight.detach().clone() for name, weight in matrices.items()}
-
-    @harmless
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Writes log10 of std(update) / std(data) of each matrix, which should be about -3 (makemore part 3)."""
-        for name, before in self.before.items():
-            after = pl_module.get_parameter(name).detach()
-            ratio = float(((after - before).std(correction=0) / after.std(correction=0)).log10())
-            if math.isfinite(ratio):  # infinite if nothing moved, as within a block of updates
-                self.logger.experiment.add_scalar(f"update_to_data/{name}", ratio, updates(trainer))
-        self.before = {}
 
     @harmless
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -139,11 +116,7 @@ class Board(Callback):
         self.logger.log_hyperparams({name: options[name] for name in COLUMNS}, val_loss, self.drawn)
 
     def draw(self, trainer: Trainer, model: LightningModule) -> None:
-        """Draws everything that depends on the weights.
-
-        Raises:
-            ValueError: if a weight is not finite.
-        """
+        """Draws everything that depends on the weights."""
         writer, self.drawn, still = self.logger.experiment, updates(trainer), self.still
         still.load_state_dict(model.state_dict())
         if not all(weight.isfinite().all() for weight in still.parameters()):
@@ -169,11 +142,7 @@ class Board(Callback):
 
 
 def frequent_contexts(counts: Counts) -> Tensor:
-    """Finds the five most frequent contexts at the start of a word, and the five most frequent inside words.
-
-    Returns:
-        At most (10, T) int64, on the CPU.
-    """
+    """Finds the five most frequent contexts at the start of a word and the five inside: (10, T) int64 at most."""
     X, often = counts.contexts, counts.totals()
     starts = (X == 0).any(dim=1)
     picked = []
