@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # both sides; torch reads it when it is imported
@@ -187,7 +188,7 @@ def draw_words(path, model):
     """Writes ten million names."""
     draw = Draw(Sampler(WORDS, seed=1), model, model.vocabulary, model.block_size)
     with path.open("w") as file:
-        file.writelines(f"{name}\n" for name in draw.names())
+        file.writelines(f"{name}\n" for name in chain.from_iterable(draw))
 
 
 def large(path):

@@ -30,8 +30,8 @@ class Batches:
             regard to where epochs end. If omitted, each pass gives all rows in order, from the first on.
         replacement: draw each row of a batch anew from all N, as in the lecture, instead of each row once per pass.
         steps_per_epoch: updates in an epoch; if omitted, one pass.
-        steps_per_execution: K, updates in an item. Above 1, an item is a block: X (K, B, T) and Y (K, B). The last one
-            of an epoch may have fewer than K.
+        steps_per_execution: K, updates in an item. Above 1, an item is a block: X (K, B, T) and Y (K, B). K divides
+            the updates of an epoch.
         trainer: knows the number of processes and, during its fit, which item is next.
     """
 
@@ -49,21 +49,20 @@ class Batches:
         self.batch_size = self.batch_size or N
         self.pass_length = -(-N // self.batch_size)  # in updates
         self.steps_per_epoch = self.steps_per_epoch or self.pass_length
+        assert self.steps_per_epoch % self.steps_per_execution == 0
         self.next_item = 0
         self.order: tuple[int, Tensor] | None = None  # the number of a pass, and its rows
 
     def __len__(self) -> int:
         """The number of items in an epoch."""
-        return -(-self.steps_per_epoch // self.steps_per_execution)
+        return self.steps_per_epoch // self.steps_per_execution
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the items of one epoch, from the next one on."""
         K, first = self.steps_per_execution, 0 if self.seed is None else self._next()
         for item in range(first, first + len(self)):
             self.next_item = item + 1
-            epoch, block = divmod(item, len(self))
-            begin, end = block * K, min((block + 1) * K, self.steps_per_epoch)
-            rows = [self._rows(epoch * self.steps_per_epoch + step) for step in range(begin, end)]
+            rows = [self._rows(update) for update in range(item * K, (item + 1) * K)]
             yield self._take(rows[0] if K == 1 else torch.stack(rows))
 
     def _next(self) -> int:

@@ -169,10 +169,6 @@ class CLI(LightningCLI):
         if not writes or options.trainer.fast_dev_run or options.trainer.barebones or not process.is_first():
             return
         self.folder = self.source.folder or new_folder(self.source.root)
-        # TensorBoard's logger takes the number of the run; that of CSV would delete what it finds there.
-        for logger in as_list(options.trainer.logger):
-            if isinstance(logger, Namespace) and logger.class_path.endswith("TensorBoardLogger"):
-                logger.init_args.version = logger.init_args.version or self.folder.name
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand is not None:
@@ -226,8 +222,6 @@ class CLI(LightningCLI):
             return
         rows = math.inf
         if self.subcommand in TRAINING:
-            if self.datamodule.hparams["path"] == "-" and self.trainer.world_size > 1:
-                raise ValueError("a list from stdin is read by one process; save it to a file, or --trainer.devices 1")
             rows = self.datamodule.hparams["batch_size"] or len(self.datamodule.count("train"))
         choose_threads(rows * sum(parameter.numel() for parameter in self.model.parameters()))
         if self.source.checkpoint and not self.source.resumes:

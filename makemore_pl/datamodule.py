@@ -41,7 +41,7 @@ class NamesDataModule(LightningDataModule):
             windows, or 25 updates if each takes all windows.
         steps_per_execution: updates that the Trainer takes as one batch, a block: 500 saves most of the Trainer's own
             work where a batch is as small as the lecture's 32 windows. Only for the lecture's training: MLP's own
-            network, sgd, replacement, one device, an end by epochs; everything else takes one update at a time.
+            network, sgd, replacement, one device, an end by epochs that this divides; all else takes single updates.
         train_fraction: the share of the words to train on.
         val_fraction: the share to validate on; the rest is for the test. With 0, validation runs on the training words.
         split_seed: random seed for the split.
@@ -170,20 +170,13 @@ class NamesDataModule(LightningDataModule):
         Raises:
             ValueError: if the list cannot be used, or the model has another block size or vocabulary.
         """
-        if self.trainer is not None and stage != "predict":
-            self._require_same_windows(self.trainer.lightning_module)
+        model = None if self.trainer is None else self.trainer.lightning_module
+        for name, ours in {"block_size": self.hparams["block_size"], "vocabulary": self.vocabulary}.items():
+            if stage != "predict" and getattr(model, name, ours) != ours:
+                raise ValueError(f"the model has another {name} than the data: give both the same")
         if stage == "fit":
             X, Y = self._targets()
             self.examples = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
-
-    def _require_same_windows(self, model: Any) -> None:
-        ours, theirs = self.hparams["block_size"], getattr(model, "block_size", None)
-        if theirs not in (None, ours):
-            raise ValueError(f"block_size is {theirs} in the model and {ours} in the data: give both the same")
-        vocabulary = getattr(model, "vocabulary", None)
-        if isinstance(vocabulary, Vocabulary) and vocabulary != self.vocabulary:
-            differ = "".join(sorted(set(vocabulary.characters) ^ set(self.vocabulary.characters)))
-            raise ValueError(f"vocabulary: model and data differ in {differ[:20]!r}: give both the same")
 
     def _targets(self) -> tuple[Tensor, Any]:
         """Builds the contexts to train on and their targets, which are held, or made batch by batch."""
@@ -204,14 +197,17 @@ class NamesDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         options, model = self.hparams, None if self.trainer is None else self.trainer.lightning_module
         seed = SEED if model is None else model.hparams.get("seed", SEED)
-        blocks = getattr(model, "takes_blocks", False) and options["replacement"] and not options["smoothing"]
+        K, epoch = options["steps_per_execution"], options["steps_per_epoch"] or (FULL_STEPS if self.takes_all else 0)
+        divided = options["replacement"] and not options["smoothing"] and epoch and epoch % K == 0
+        if not divided or not getattr(model, "takes_blocks", False):
+            K = 1
         return Batches(
             self.examples,
             options["batch_size"] or 0,
             seed=None if self.takes_all else seed,
             replacement=options["replacement"],
-            steps_per_epoch=options["steps_per_epoch"] or (FULL_STEPS if self.takes_all else 0),
-            steps_per_execution=options["steps_per_execution"] if blocks else 1,
+            steps_per_epoch=epoch,
+            steps_per_execution=K,
             trainer=self.trainer,
         )
 

@@ -42,26 +42,21 @@ def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps
     num_steps = num_steps or (200 if datamodule.takes_all else 1000)
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
-    if trainer.world_size > 1:
-        raise ValueError("lr_find runs on one device; omit --trainer.devices and --trainer.strategy")
     describe(datamodule, model)
     lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
     losses = take_steps(trainer, model, datamodule, lrs)
-    found = valley(lrs, losses)
-
-    share = LINEAR_SHARE if model.hparams["schedule"] == "linear" else 1.0
+    peaks = [lr / LINEAR_SHARE for lr in lrs] if model.hparams["schedule"] == "linear" else lrs
+    found = valley(peaks, losses)
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
     from makemore_pl.pictures.figures import draw_learning_rates  # matplotlib takes half a second to import
 
-    figure = draw_learning_rates(lrs, losses, *found, share)
+    figure = draw_learning_rates(peaks, losses, *found)
     figure.savefig(folder / "lr_find.png")
     if isinstance(trainer.logger, TensorBoardLogger):
         trainer.logger.experiment.add_figure("lr_find", figure)
-    lr, low, high = (f"{rate / share:.2g}" for rate in found)
+    lr, low, high = (f"{rate:.2g}" for rate in found)
     say(f"learning rate {lr}, good from {low} to {high}; the curve: {shown(folder / 'lr_find.png')}")
-    if share < 1:
-        say(f"this is the peak of the linear schedule: {1 / share:g} x {found[0]:.2g}, the rate for all steps")
     flags = shlex.join(sys.argv[sys.argv.index("lr_find") + 1 :]) if "lr_find" in sys.argv else ""
     flags = re.sub(r"--(num_steps|model\.lr)[ =]\S+ ?", "", f"{flags} ")
     print(f"{command_line(type(model), 'fit')} {flags}--model.lr {lr}", flush=True)

@@ -7,6 +7,7 @@ import math
 import string
 import zipfile
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
 
@@ -181,7 +182,7 @@ class MLP(LightningModule):
 
     def on_predict_start(self) -> None:
         loader = self.trainer.predict_dataloaders
-        self.draw = self._draw(loader) if isinstance(loader, Sampler) else None
+        self.chunks = iter(self._draw(loader)) if isinstance(loader, Sampler) else None
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[str] | list[float] | Tensor:
         """Draws names, scores words, or computes logits, as the loader of `Trainer.predict` asks.
@@ -193,10 +194,8 @@ class MLP(LightningModule):
         Raises:
             ValueError: if it is none of these.
         """
-        if isinstance(batch, int) and self.draw is not None:
-            if not self.draw.missing:
-                raise StopIteration  # for the Trainer the end of the loader, which cannot know how many are enough
-            return self.draw.chunk(batch)  # all on every rank: it takes a moment
+        if isinstance(batch, int) and self.chunks is not None:
+            return next(self.chunks)  # its end is that of the loader, for the Trainer; all on every rank
         if isinstance(batch, list | tuple) and all(isinstance(word, str) for word in batch):
             return self.score(batch)
         X = batch[0] if isinstance(batch, list | tuple) else batch
@@ -212,7 +211,7 @@ class MLP(LightningModule):
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
         """Draws new words; the options are those of `Sampler`: prompt, temperature, unique, ..., seed."""
-        return list(self._draw(Sampler(num_names, **options)).names())
+        return list(chain.from_iterable(self._draw(Sampler(num_names, **options))))
 
     def _draw(self, sampler: Sampler) -> Draw:
         return Draw(sampler, self.mixture or self, self.vocabulary, self.block_size, self.device)

@@ -105,21 +105,18 @@ def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
 
 def updates(trainer: Trainer) -> int:
     """Counts the updates that a run has taken; Lightning's `global_step` counts its blocks."""
-    return int(_updates_in(trainer, trainer.global_step))
+    return trainer.global_step * updates_in_a_step(trainer)
 
 
 def total_updates(trainer: Trainer) -> float:
     """Counts the updates of a whole run; infinite if only time ends it."""
-    trainer.fit_loop.setup_data()  # the loader knows how many an epoch has
-    return _updates_in(trainer, trainer.estimated_stepping_batches)
+    trainer.fit_loop.setup_data()  # the loader knows how many a step has
+    return trainer.estimated_stepping_batches * updates_in_a_step(trainer)
 
 
-def _updates_in(trainer: Trainer, steps: float) -> float:
-    loader: Any = trainer.train_dataloader
-    if getattr(loader, "steps_per_execution", 1) == 1 or math.isinf(steps):
-        return steps
-    epochs, blocks = divmod(steps, len(loader))  # the last block of an epoch may be a shorter one
-    return epochs * loader.steps_per_epoch + blocks * loader.steps_per_execution
+def updates_in_a_step(trainer: Trainer) -> int:
+    """Returns K, the updates of a block, or 1."""
+    return getattr(trainer.train_dataloader, "steps_per_execution", 1)
 
 
 def takes_blocks(model: Any, base: type) -> bool:

@@ -87,8 +87,6 @@ All flags of fit's model and data apply:
     + "  --output playground.html      the file\n",
 }
 
-ALL = "All flags and their values: makemore_pl {} --print_config\n"
-
 MEANT = {
     **dict.fromkeys(["epochs", "max_epochs", "num_epochs"], "--trainer.max_epochs"),
     **dict.fromkeys(["steps", "max_steps"], "--trainer.max_steps"),
@@ -128,72 +126,48 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         kwargs |= {"allow_abbrev": False, "exit_on_error": False}
-        if command is not None:
-            kwargs["usage"] = f"makemore_pl {command or 'COMMAND'} [--flag value ...]"
         if command == "":
             kwargs["version"] = __version__
         super().__init__(*args, **kwargs)
         self.command = command
         if command is not None:
-            text = f"a recipe: {RECIPES}; or a YAML file"
-            self.add_argument("-c", "--config", action=RecipeFile, metavar="NAME", help=text)
+            self.add_argument("-c", "--config", action=RecipeFile, help="a recipe by its name, or a YAML file")
 
     def format_help(self, *args: Any) -> str:
-        usage = self.usage
+        usage = f"usage: makemore_pl {self.command or 'COMMAND'} [--flag value ...]\n\n"
         if self.command:
-            return f"usage: {usage}\n\n{OPENINGS[self.command]}\n{ALL.format(self.command)}"
+            return f"{usage}{OPENINGS[self.command]}\nAll flags: makemore_pl {self.command} --print_config\n"
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
-        more = "`makemore_pl fit --help` lists the flags of a command. `python -m makemore_pl` is the same program."
-        return f"usage: {usage}\n\nMore words like yours.\n\n{commands}\n\n{more}\n"
+        return f"{usage}More words like yours.\n\n{commands}\n\nmakemore_pl fit --help lists the flags of a command.\n"
 
 
 def explain(message: str, flags: Iterable[str]) -> str:
-    """Rewords the commonest mistakes in one line; what jsonargparse says well passes as it is.
+    """Shortens a message of jsonargparse, and names the flag or command that was probably meant.
 
     Args:
         message: of jsonargparse.
         flags: of the command, without their dashes.
     """
     message = " ".join(message.split())
-    if match := re.match(r"unrecognized arguments: --?([^\s=]+)", message):
-        return f"unknown flag --{match[1]}{did_you_mean(match[1], flags) or '; --help lists the flags'}"
-    if match := re.match(r"unrecognized arguments: (\S+)", message):
-        path = f": did you mean --data.path {match[1]}?" if Path(match[1]).is_file() else ": every value follows a flag"
-        return f"unexpected {match[1]}{path}"
-    if match := re.match(r"argument subcommand: invalid choice: '(.*)' \(choose", message):
-        return f"unknown command {match[1]}{did_you_mean(match[1], COMMANDS) or f': expected {either(COMMANDS)}'}"
-    if message.startswith('expected "subcommand"'):
-        return f"no command: expected {either(COMMANDS)}"
-    if match := re.search(r"Problem with given class_path '(\S+?)'[.:] (.*?)(?: - Expected| Subtypes|$)", message):
-        return f"{match[1]}: {match[2]}"
-    if match := re.match(r'Parser key "([^"]*)": (.*)', message):
-        # Of a type with several parts, jsonargparse says for each of them why it did not fit.
-        key, rest = match.groups()
-        value = re.search(r"(?:Got value|Given value): ?(.*)$", rest)
-        types = re.findall(r"Expected an? (?:<class '([^']*)'>|typing.Literal\[([^]]*)\])", rest)
-        if value is not None and types:
-            words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
-            names = [words.get(kind, "null" if kind == "NoneType" else kind) or literal for kind, literal in types]
-            return f"--{key} {value[1]}: expected {either(name.replace(chr(39), '') for name in names)}"
-        return f"--{key}: {rest}"
-    return message
+    for pattern, known in [("unrecognized arguments: -{0,2}([^\\s=]+)", flags), ("invalid choice: '(.*?)'", COMMANDS)]:
+        if match := re.search(pattern, message):
+            return message + did_you_mean(match[1], known)
+    # Of a type with several parts, jsonargparse lists the types and says for each why it did not fit.
+    message = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", message)
+    message = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", message.replace("typing.", ""))
+    return re.sub(r'Parser key "([^"]*)"', r"--\1", re.sub(r" Given value type: \S+", ".", message))
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Proposes the flag or command that was probably meant; empty if none is near."""
-    word = word.replace("-", "_")
-    if meant := MEANT.get(word):
-        return f": did you mean {meant}?"
+    """Proposes what was probably meant; empty if nothing is near."""
     # Flags are compared by their last part: the first parts have much in common.
-    ends = {name.rpartition(".")[2]: name for name in known}
+    word, ends = (
+        word.replace("-", "_") if word.startswith("-") else word,
+        {name.rpartition(".")[2]: name if name in COMMANDS else f"--{name}" for name in known},
+    )
     near = difflib.get_close_matches(word.rpartition(".")[2], ends, 1, 0.65)
-    return f": did you mean {'--' * (ends[near[0]] not in COMMANDS)}{ends[near[0]]}?" if near else ""
-
-
-def either(names: Iterable[str]) -> str:
-    """Joins names: `a, b or c`."""
-    *most, last = dict.fromkeys(names)
-    return f"{', '.join(most)} or {last}" if most else last
+    meant = f"--data.path {word}" if Path(word).is_file() else MEANT.get(word) or (ends[near[0]] if near else "")
+    return f": did you mean {meant}?" if meant else "; --help lists the flags"
 
 
 @contextmanager
@@ -204,26 +178,20 @@ def in_one_line() -> Iterator[None]:
     except BrokenPipeError:
         # The reader of our names has closed the pipe. Python would complain when it closes stdout on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (MemoryError, torch.OutOfMemoryError):
-        fail("out of memory; try smaller sizes, or --data.batch_size")
-    except RuntimeError as error:
-        if "can't allocate memory" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
             fail("out of memory; try smaller sizes, or --data.batch_size")
         if "in loading state_dict" in str(error):
-            what = "the checkpoint has other weights than this network: omit sizes such as --model.hidden_size"
-            fail(f"{what} ({' '.join(str(error).split())[:250]} ...)")
-        if "conditioned on metric" in str(error):  # Lightning says it well
-            fail(" ".join(str(error).split()))
+            fail(f"the checkpoint has other weights; omit sizes such as --model.hidden_size ({str(error)[:250]} ...)")
         raise
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
-        if isinstance(error, OSError) and error.filename is not None and error.strerror:
-            fail(f"{error.filename}: {error.strerror.lower()}")
-        fail(" ".join(str(error).split()))
+        is_file = isinstance(error, OSError) and error.filename is not None and error.strerror
+        fail(f"{error.filename}: {error.strerror.lower()}" if is_file else str(error))  # type: ignore[union-attr]
 
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line on stderr and exit status 2."""
-    say(f"error: {message}")
+    say(f"error: {' '.join(message.split())}")
     sys.exit(2)
 
 

@@ -34,7 +34,7 @@ class Request(Sampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.score is not None and (self.prompt or self.is_picky):
+        if self.score is not None and (self.prompt or self.unique or self.novel or self.pattern):
             raise ValueError("score takes words as they are: omit prompt, unique, novel and pattern")
         self.words: list[str] = []
 

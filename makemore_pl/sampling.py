@@ -42,8 +42,7 @@ TABLE_CONTEXTS = 2**16
 class Sampler:
     """Draws words character by character until the boundary comes up (makemore part 2, "sampling from the model").
 
-    It holds options only. Iterating gives the numbers of the chunks to draw, as a Trainer expects of a loader; without
-    end if names are rejected, since only a `Draw` knows when there are enough.
+    It holds options only. A Trainer takes it as a loader, of numbers without end: the model knows when it has enough.
 
     Args:
         num_names: how many names to draw.
@@ -81,13 +80,12 @@ class Sampler:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}: expected 1 or more")
         self.regex = None if self.pattern is None else compile_pattern(self.pattern)
-        self.is_picky = self.unique or self.novel or self.pattern is not None  # then names are rejected
         self.is_new_seed = self.seed == "random"
         if self.is_new_seed:
             self.seed = random.SystemRandom().randrange(2**31)
 
     def __iter__(self) -> Iterator[Any]:
-        return count() if self.is_picky else iter(range(math.ceil(self.num_names / CHUNK)))
+        return count()
 
 
 def compile_pattern(pattern: str) -> re.Pattern[str]:
@@ -102,7 +100,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 class Draw:
-    """Draws the words of a sampler from a model, once.
+    """Draws the words of a sampler from a model: iterating gives them chunk by chunk.
 
     Args:
         sampler: what to draw.
@@ -110,9 +108,6 @@ class Draw:
         vocabulary: of the V tokens.
         block_size: T.
         device: where `next_logits` computes.
-
-    Attributes:
-        missing: how many names are still to come.
 
     Raises:
         ValueError: if the prompt holds a character that is not in the vocabulary, or `novel` has no `where`.
@@ -133,7 +128,6 @@ class Draw:
         except ValueError as error:
             raise ValueError(f"prompt {error}") from None
         self.sampler = sampler
-        self.missing = sampler.num_names
         self.next_logits = next_logits
         self.V, self.T = len(vocabulary), block_size
         self.device = device
@@ -141,49 +135,38 @@ class Draw:
         self.looks_up = contexts <= rows_at_once(self.V, TABLE_CONTEXTS)
         self.tables: dict[bool, Tensor] = {}  # for `may_end`: the distributions of all contexts
         self.code_points = torch.tensor([0, *map(ord, vocabulary.characters)], dtype=torch.int32, device=device)
-        self.seen: set[str] = set()
-        self.empty = 0  # chunks in a row without a name
 
-    def names(self) -> Iterator[str]:
-        """Draws all names, one after the other."""
-        for number in self.sampler:
-            yield from self.chunk(number)
-            if not self.missing:
-                return
-
-    def chunk(self, number: int) -> list[str]:
-        """Draws a chunk, and returns those of its names that are kept; chunks are drawn in order.
+    def __iter__(self) -> Iterator[list[str]]:
+        """Draws chunk by chunk, and yields the names of each that are kept, until there are enough.
 
         Raises:
             ValueError: if `EMPTY_CHUNKS` in a row have none to keep.
         """
-        sampler = self.sampler
-        kept = self.keep(self.draw(number, CHUNK if sampler.is_picky else min(CHUNK, self.missing)))
-        self.empty = 0 if kept else self.empty + 1
-        if self.empty == EMPTY_CHUNKS:
-            asked = "unique " * sampler.unique + "novel " * sampler.novel + "one"
-            if sampler.pattern is not None:
-                asked += f" that matches {sampler.pattern!r} as a whole (.* stands for any characters)"
-            raise ValueError(
-                f"{sampler.num_names - self.missing:,} of {sampler.num_names:,} names: no other {asked} among "
-                f"{self.empty * CHUNK:,} drawn; lower num_names, or raise temperature or top_k"
-            )
-        return kept
-
-    def keep(self, names: list[str]) -> list[str]:
-        """Rejects names that the sampler does not ask for, and those beyond `missing`."""
-        sampler = self.sampler
-        if sampler.regex is not None:
-            names = [name for name in names if sampler.regex.fullmatch(name)]
-        if sampler.unique:
-            names = [name for name in dict.fromkeys(names) if name not in self.seen]
-            self.seen.update(names)
-        if sampler.novel:
-            assert sampler.where is not None
-            names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
-        names = names[: self.missing]
-        self.missing -= len(names)
-        return names
+        sampler, missing, empty, seen = self.sampler, self.sampler.num_names, 0, set[str]()
+        rejects = sampler.unique or sampler.novel or sampler.regex is not None
+        for number in count():
+            names = self.draw(number, CHUNK if rejects else min(CHUNK, missing))
+            if sampler.regex is not None:
+                names = [name for name in names if sampler.regex.fullmatch(name)]
+            if sampler.unique:
+                names = [name for name in dict.fromkeys(names) if name not in seen]
+                seen.update(names)
+            if sampler.where is not None and sampler.novel:
+                names = [name for name, where in zip(names, sampler.where(names), strict=True) if where == "new"]
+            names = names[:missing]
+            missing -= len(names)
+            yield names
+            if not missing:
+                return
+            empty = 0 if names else empty + 1
+            if empty == EMPTY_CHUNKS:
+                asked = "unique " * sampler.unique + "novel " * sampler.novel + "one"
+                if sampler.regex is not None:
+                    asked += f" that matches {sampler.pattern!r} as a whole (.* stands for any characters)"
+                raise ValueError(
+                    f"{sampler.num_names - missing:,} of {sampler.num_names:,} names: no other {asked} among "
+                    f"{empty * CHUNK:,} drawn; lower num_names, or raise temperature or top_k"
+                )
 
     def draw(self, number: int, B: int) -> list[str]:
         """Draws the first B names of a chunk."""

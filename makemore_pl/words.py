@@ -143,13 +143,11 @@ def split_words(
     random.Random(seed).shuffle(shuffled)
     n1, n2 = int(train_fraction * len(words)), int(both * len(words))
     train, val, test = shuffled[:n1], shuffled[n1:n2], shuffled[n2:]
-    splits = ("training", "train_fraction", train_fraction, train), ("validation", "val_fraction", val_fraction, val)
-    for name, option, share, split in splits:
-        if share > 0 and not split:
-            raise ValueError(
-                f"{share:.0%} of {len(words)} word{'s' * (len(words) > 1)} leaves no {name} word; add words or raise "
-                f"{option} (train_fraction 1 and val_fraction 0 hold no words back)"
-            )
+    if not train or (val_fraction and not val):
+        raise ValueError(
+            f"{len(words)} words leave none to train or to validate on; add words, or take all to train "
+            "(train_fraction 1 and val_fraction 0)"
+        )
     return train, val, test
 
 

@@ -17,7 +17,7 @@ from makemore_pl.callbacks import Progress, StopNotFinite, choose_threads
 from makemore_pl.checkpoints import RunCheckpoint, WholeCheckpoints, read
 
 SMALL = ["--data.num_words", 60, "--model.hidden_size", 8, "--pictures", "false", "--trainer.accelerator", "cpu"]
-BLOCKS = ["--config", "lecture", *SMALL, "--data.steps_per_epoch", 20, "--data.steps_per_execution", 8]
+BLOCKS = ["--config", "lecture", *SMALL, "--data.steps_per_epoch", 20, "--data.steps_per_execution", 10]
 
 
 def fit(*callbacks, model=None, data=None, **options):

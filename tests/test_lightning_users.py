@@ -142,7 +142,7 @@ def test_weights_are_averaged_at_the_rate_that_was_asked_for():
 )
 def test_flags_do_as_they_say(options, data, steps):
     fit = trainer(**options)
-    fit.fit(MLP(hidden_size=8, **SGD if data else {}), names(steps_per_epoch=7, **data))
+    fit.fit(MLP(hidden_size=8, **SGD if data else {}), names(steps_per_epoch=9, **data))
     assert fit.global_step == steps
 
 

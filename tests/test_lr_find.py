@@ -9,7 +9,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from makemore_pl import MLP, NamesDataModule, cli
+from makemore_pl import MLP, NamesDataModule
 from makemore_pl import lr_find as search
 from makemore_pl.lr_find import longest_fall, lr_find, valley
 
@@ -95,20 +95,7 @@ def test_the_printed_command_can_be_pasted(call, folder, names):
     assert {path.name.split(".")[0] for path in run.iterdir()} == {"lr_find", "events"}
     *words, lr = shlex.split(out)
     assert words[-6:] == ["fit", *kept, "--model.lr"]
-    peak, constant = re.search(
-        r"this is the peak of the linear schedule: (2) x (.+), the rate for all steps", err
-    ).groups()
-    assert float(lr) == pytest.approx(float(peak) * float(constant), rel=0.1)
+    assert f"learning rate {lr}, good from " in err
     status, config, err = call("fit", *words[4:], lr, "--print_config")
     assert status == 0, err
     assert yaml.safe_load(config)["model"]["lr"] == float(lr)
-
-
-def test_what_is_not_possible_is_refused(tmp_path):
-    for options, num_steps, message in [
-        ({}, 1, "num_steps is 1: expected 2 or more"),
-        ({"devices": 2, "strategy": "ddp_fork"}, None, "lr_find runs on one device"),
-    ]:
-        trainer = cli.Trainer(default_root_dir=tmp_path, accelerator="cpu", logger=False, **options)
-        with pytest.raises(ValueError, match=message):
-            trainer.lr_find(MLP(), NamesDataModule(num_words=100), num_steps)

@@ -13,8 +13,8 @@ from makemore_pl.optimization import total_updates, updates
 from makemore_pl.windows import count_windows
 
 SMALL = partial(MLP, hidden_size=8)
-# Blocks of 6, 6 and 1 updates in an epoch of 13.
-BLOCKS = {"num_words": 200, "batch_size": 16, "steps_per_epoch": 13, "steps_per_execution": 6, "replacement": True}
+# Two blocks of 6 updates in an epoch.
+BLOCKS = {"num_words": 200, "batch_size": 16, "steps_per_epoch": 12, "steps_per_execution": 6, "replacement": True}
 SGD = partial(MLP, hidden_size=8, optimizer="sgd", lr=0.1, schedule="halfway")
 
 
@@ -153,17 +153,17 @@ def test_blocks_are_the_updates_of_the_notebooks_loop(trainer):
     theirs = {name: tensor.detach().double().requires_grad_() for name, tensor in model.named_parameters()}
     fit = trainer(max_epochs=3, precision="64-true")
     fit.fit(model, data)
-    assert (fit.global_step, updates(fit), total_updates(fit)) == (9, 39, 39)
+    assert (fit.global_step, updates(fit), total_updates(fit)) == (6, 36, 36)
     losses = []
-    for update in range(39):
+    for update in range(36):
         loss = notebook.negative_log_likelihood(theirs, *data.train_dataloader().batch(update))
         gradients = torch.autograd.grad(loss, list(theirs.values()))
         for parameter, gradient in zip(theirs.values(), gradients, strict=True):
-            parameter.data -= (0.1 if update < 19.5 else 0.01) * gradient
+            parameter.data -= (0.1 if update < 18 else 0.01) * gradient
         losses.append(loss.item())
     for name, tensor in model.named_parameters():
         torch.testing.assert_close(tensor.data, theirs[name].data, rtol=1e-10, atol=1e-12)
-    assert fit.callback_metrics["train/loss"].item() == pytest.approx(losses[-1], rel=1e-6)  # of the last block of one
+    assert fit.callback_metrics["train/loss"].item() == pytest.approx(sum(losses[-6:]) / 6, rel=1e-6)
 
 
 def test_logs_of_blocks_count_updates(trainer, tmp_path):
@@ -171,11 +171,11 @@ def test_logs_of_blocks_count_updates(trainer, tmp_path):
     trainer(max_epochs=3, logger=logger, log_every_n_steps=1).fit(SGD(), NamesDataModule(**BLOCKS))
     header, *rows = (row.split(",") for row in (tmp_path / "metrics.csv").read_text().split())
     rows = [dict(zip(header, row, strict=True)) for row in rows]
-    assert [int(row["step"]) for row in rows if row["train/loss"]] == [6, 12, 13, 19, 25, 26, 32, 38, 39]
-    assert [int(row["step"]) for row in rows if row["val/loss"]] == [13, 26, 39]
-    # 39 updates: the twentieth is the last of the first half.
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == [6, 12, 18, 24, 30, 36]
+    assert [int(row["step"]) for row in rows if row["val/loss"]] == [12, 24, 36]
+    # 36 updates: the eighteenth is the last of the first half.
     rates = [float(row["lr-SGD"]) for row in rows if row["lr-SGD"]]
-    assert rates == pytest.approx([0.1] * 4 + [0.01] * 5)
+    assert rates == pytest.approx([0.1] * 3 + [0.01] * 3)
 
 
 def test_other_blocks_than_those_of_the_checkpoint_are_refused(trainer, tmp_path):
@@ -200,13 +200,13 @@ class Own(MLP):
         (SGD, {"precision": "bf16-mixed"}),
         (SGD, {"accumulate_grad_batches": 2}),
         (SGD, {"gradient_clip_val": 1.0}),
-        (SGD, {"max_steps": 26}),
+        (SGD, {"max_steps": 24}),
     ],
 )
 def test_what_is_not_the_lectures_training_takes_one_update_at_a_time(model, options, trainer):
     fit = trainer(**{"max_epochs": 2} | options)
     fit.fit(model(), NamesDataModule(**BLOCKS))
-    assert (len(fit.train_dataloader), fit.fit_loop.epoch_loop.batch_progress.total.completed) == (13, 26)
+    assert (len(fit.train_dataloader), fit.fit_loop.epoch_loop.batch_progress.total.completed) == (12, 24)
 
 
 # Evaluation.

@@ -46,9 +46,9 @@ def test_each_chunk_is_written_before_the_next_is_drawn(monkeypatch):
     seen = []
 
     class Spy(sampling.Draw):
-        def chunk(self, number):
+        def draw(self, number, B):
             seen.append(len(written.getvalue().split()))
-            return super().chunk(number)
+            return super().draw(number, B)
 
     monkeypatch.setattr("makemore_pl.model.Draw", Spy)
     request = Request(num_names=150)

@@ -61,7 +61,7 @@ DATA = {
     "passes": {"batch_size": 50},
     "replacement": {"batch_size": 16, "steps_per_epoch": 11, "replacement": True},
     "smoothed": {"steps_per_epoch": 11, "smoothing": 0.5},
-    "blocks": {"batch_size": 16, "replacement": True, "steps_per_epoch": 11, "steps_per_execution": 4},
+    "blocks": {"batch_size": 16, "replacement": True, "steps_per_epoch": 12, "steps_per_execution": 4},
 }
 LENGTHS = {
     "steps": {"max_steps": 30},
@@ -117,7 +117,7 @@ def test_from_each_checkpoint_as_if_it_had_not_stopped(data, length):
 STOPPED = {
     "counted": f"{SMALL} --data.steps_per_epoch 5 --trainer.max_steps 23",
     "minibatches": f"{SMALL} --data.batch_size 32 --trainer.max_epochs 4",
-    "blocks": f"{SMALL} --config lecture --data.steps_per_epoch 10 --data.steps_per_execution 4 --trainer.max_epochs 4",
+    "blocks": f"{SMALL} --config lecture --data.steps_per_epoch 12 --data.steps_per_execution 4 --trainer.max_epochs 4",
     "accumulation": RECIPES["accumulation"],
 }
 PLACES = {

@@ -1,5 +1,6 @@
 import math
 from collections import Counter
+from itertools import chain
 
 import notebook
 import pytest
@@ -26,7 +27,7 @@ def shares(context):
 
 
 def draw(next_logits=coins, vocabulary=AB, block_size=2, **options):
-    return list(Draw(Sampler(**options), next_logits, vocabulary, block_size).names())
+    return list(chain.from_iterable(Draw(Sampler(**options), next_logits, vocabulary, block_size)))
 
 
 def as_often(found, n, expected):
@@ -203,7 +204,7 @@ def test_names_that_run_out_are_said_and_none_is_lost(monkeypatch):
     monkeypatch.setattr(sampling, "LONGEST", 2)
     monkeypatch.setattr(sampling, "CHUNK", 4096)
     found = []
-    words = Draw(Sampler(num_names=10, unique=True), coins, AB, 2).names()
+    words = chain.from_iterable(Draw(Sampler(num_names=10, unique=True), coins, AB, 2))
     expected = r"^5 of 10 names: no other unique one among 262,144 drawn; lower num_names, or"
     with pytest.raises(ValueError, match=expected):
         found.extend(iter(words.__next__, None))
@@ -223,7 +224,7 @@ def test_a_pattern_that_nothing_matches_is_given_up():
 def test_a_sampler_can_be_drawn_again():
     for options in {}, {"unique": True}:
         sampler = Sampler(num_names=20, **options)
-        first, again = (list(Draw(sampler, coins, AB, 2).names()) for _ in range(2))
+        first, again = (list(chain.from_iterable(Draw(sampler, coins, AB, 2))) for _ in range(2))
         assert first == again
         assert len(first) == 20
 

@@ -16,7 +16,7 @@ from makemore_pl.model import MLP
 from makemore_pl.ngram import NGram
 from makemore_pl.optimization import updates
 from makemore_pl.pictures import figures
-from makemore_pl.pictures.alphabet import kinds, most_frequent, visible
+from makemore_pl.pictures.alphabet import most_frequent, visible
 from makemore_pl.windows import Counts
 
 NAMES = 10
@@ -103,13 +103,9 @@ class Board(Callback):
             self.draw(trainer, pl_module)
         C, vocabulary = self.still.C.detach().float(), self.still.vocabulary
         C = torch.cat([C, C.new_zeros(len(C), max(0, 3 - C.shape[1]))], dim=1)  # it shows nothing of less than three
-        rows = list(zip([".", *map(visible, vocabulary.characters)], kinds(vocabulary), strict=True))
+        letters = [".", *map(visible, vocabulary.characters)]
         self.logger.experiment.add_embedding(
-            C[self.characters],
-            metadata=[list(rows[i]) for i in self.characters],
-            metadata_header=["letter", "kind"],
-            global_step=self.drawn,
-            tag="C",
+            C[self.characters], [letters[i] for i in self.characters], global_step=self.drawn, tag="C"
         )
         options = {**pl_module.hparams, **trainer.datamodule.hparams}  # type: ignore[attr-defined]
         val_loss = {name: value for name, value in trainer.callback_metrics.items() if name == "val/loss"}
@@ -119,8 +115,6 @@ class Board(Callback):
         """Draws everything that depends on the weights."""
         writer, self.drawn, still = self.logger.experiment, updates(trainer), self.still
         still.load_state_dict(model.state_dict())
-        if not all(weight.isfinite().all() for weight in still.parameters()):
-            raise ValueError(f"a weight is not finite after {self.drawn:,} updates")
         when, C = f"step {self.drawn:,}", still.C.detach()
         with torch.no_grad():
             probabilities, h = torch.softmax(still(self.contexts), dim=1), still.hidden(self.rows)

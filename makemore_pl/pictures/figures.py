@@ -143,9 +143,7 @@ def saturated(h: Tensor) -> np.ndarray:
     return np.where(h.detach().cpu().abs() > SATURATED, 255, 0).astype(np.uint8)
 
 
-def draw_learning_rates(
-    lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float, share: float = 1
-) -> "Figure":
+def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float) -> "Figure":
     """Draws the loss over the logarithm of the learning rate (makemore part 2, "finding a good initial learning rate").
 
     Args:
@@ -154,12 +152,8 @@ def draw_learning_rates(
         lr: the suggested learning rate.
         low: the lowest good one.
         high: the highest good one.
-        share: of the peak of the schedule, which `lr` is.
     """
-    title = f"take {lr:.2g}"
-    if share < 1:
-        title = f"{lr:.2g} at every step: take {lr / share:.2g} as the peak of the schedule"
-    figure, axes = _figure(6.2, 4.2, title)
+    figure, axes = _figure(6.2, 4.2, f"take {lr:.2g}")
     axes.semilogx(lrs, losses, color=COLOURS["consonant"], linewidth=0.8)
     axes.axvspan(low, high, color=COLOURS["consonant"], alpha=0.15, linewidth=0)
     axes.axvline(lr, color=COLOURS["vowel"])
