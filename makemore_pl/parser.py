@@ -183,6 +183,8 @@ def in_one_line() -> Iterator[None]:
             fail("out of memory; try smaller sizes, or --data.batch_size")
         if "in loading state_dict" in str(error):
             fail(f"the checkpoint has other weights; omit sizes such as --model.hidden_size ({str(error)[:250]} ...)")
+        if "conditioned on metric" in str(error):  # of a callback
+            fail(str(error))
         raise
     except (ValueError, OSError, ImportError, MisconfigurationException) as error:
         is_file = isinstance(error, OSError) and error.filename is not None and error.strerror

@@ -23,10 +23,10 @@ NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
 
 CHUNK = 2**14
-"""Words drawn side by side. A word depends only on the seed and its place: the first of many are those of a few."""
+"""Words drawn side by side, at most; fewer of a large alphabet. A word depends only on the seed and its place."""
 
 EMPTY_CHUNKS = 64
-"""Chunks in a row without a name to keep, a million names, before the Draw gives up."""
+"""Chunks in a row without a name to keep, before the Draw gives up."""
 
 LONGEST = 100
 """Names are cut off at this many characters: an untrained model may never end one."""
@@ -133,6 +133,7 @@ class Draw:
         self.device = device
         contexts = self.V**self.T
         self.looks_up = contexts <= rows_at_once(self.V, TABLE_CONTEXTS)
+        self.chunk = rows_at_once(self.V, CHUNK)
         self.tables: dict[bool, Tensor] = {}  # for `may_end`: the distributions of all contexts
         self.code_points = torch.tensor([0, *map(ord, vocabulary.characters)], dtype=torch.int32, device=device)
 
@@ -145,7 +146,7 @@ class Draw:
         sampler, missing, empty, seen = self.sampler, self.sampler.num_names, 0, set[str]()
         rejects = sampler.unique or sampler.novel or sampler.regex is not None
         for number in count():
-            names = self.draw(number, CHUNK if rejects else min(CHUNK, missing))
+            names = self.draw(number, self.chunk if rejects else min(self.chunk, missing))
             if sampler.regex is not None:
                 names = [name for name in names if sampler.regex.fullmatch(name)]
             if sampler.unique:
@@ -165,7 +166,7 @@ class Draw:
                     asked += f" that matches {sampler.pattern!r} as a whole (.* stands for any characters)"
                 raise ValueError(
                     f"{sampler.num_names - missing:,} of {sampler.num_names:,} names: no other {asked} among "
-                    f"{empty * CHUNK:,} drawn; lower num_names, or raise temperature or top_k"
+                    f"{empty * self.chunk:,} drawn; lower num_names, or raise temperature or top_k"
                 )
 
     def draw(self, number: int, B: int) -> list[str]:
@@ -200,9 +201,7 @@ class Draw:
             (B,) int64.
         """
         if not self.looks_up:
-            rows = rows_at_once(self.V, CHUNK)
-            parts = zip(torch.split(context, rows), torch.split(u, rows), strict=True)
-            return torch.cat([invert(self.cdf(x, may_end), part) for x, part in parts])
+            return invert(self.cdf(context, may_end), u)
         if may_end not in self.tables:
             contexts = torch.cartesian_prod(*[torch.arange(self.V, device=self.device)] * self.T)
             self.tables[may_end] = self.cdf(contexts.view(-1, self.T), may_end)  # (V**T, V)

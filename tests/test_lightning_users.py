@@ -1,7 +1,10 @@
 """What people who know Lightning do with the model, the data and the command line: it works as Lightning says."""
 
+import copy
 import math
+import pickle
 import re
+from functools import partial
 from pathlib import Path
 
 import notebook
@@ -195,7 +198,66 @@ def test_a_fit_and_then_one_with_ddp_spawn():
         assert not same(model, MLP(hidden_size=8))
 
 
+@pytest.mark.parametrize(("limit", "first", "more"), [("max_steps", 8, 16), ("max_epochs", 2, 4)])
+def test_a_trainer_that_fits_again_has_fresh_batches_and_ends_its_schedule(limit, first, more):
+    seen, model, data = Seen(), MLP(hidden_size=8, lr=0.5), names(batch_size=8, steps_per_epoch=4)
+    fit = trainer(**{limit: first}, callbacks=[seen])
+    fit.fit(model, data)
+    setattr(fit.fit_loop if limit == "max_epochs" else fit.fit_loop.epoch_loop, limit, more)
+    fit.fit(model, data)
+    batches = [batch for epoch in seen.epochs for batch in epoch]
+    assert batches == [data.train_dataloader().batch(update)[0].tolist() for update in range(16)]
+    # By hand, of a run of 16 steps: the second half falls to zero.
+    assert seen.rates[8:] == pytest.approx([0.5 * (8 - step) / 16 / 0.9 for step in range(8)])
+
+
+def test_models_data_and_trainers_can_be_pickled_and_copied_after_a_fit():
+    data, model, fit = names(), MLP(hidden_size=8), trainer(max_steps=2)
+    fit.fit(model, data)
+    for copied in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
+        assert same(copied(model), model)
+        for twin in (copied(data), copied(fit).datamodule):
+            assert torch.equal(twin.train_dataloader().batch(7)[0], data.train_dataloader().batch(7)[0])
+
+
+def test_loading_takes_lightnings_arguments():
+    fit = trainer(max_steps=1)
+    fit.fit(MLP(hidden_size=8), names())
+    fit.save_checkpoint("saved.ckpt")
+    checkpoint = torch.load("saved.ckpt", weights_only=True)
+    del checkpoint["state_dict"]["b2"]
+    torch.save(checkpoint, "saved.ckpt")
+    with pytest.raises(RuntimeError, match="b2"):
+        MLP.load_from_checkpoint("saved.ckpt")
+    Path("hparams.yaml").write_text("hidden_size: 8\nlr: 0.5\n")
+    loaded = MLP.load_from_checkpoint("saved.ckpt", hparams_file="hparams.yaml", strict=False)
+    assert (loaded.hparams["lr"], len(loaded.vocabulary)) == (0.5, 27)
+    load = partial(MLP.load_from_checkpoint, "saved.ckpt", strict=False, map_location=lambda storage, device: storage)
+    assert load(lr=0.25).hparams["lr"] == 0.25
+
+
 # Models of one's own.
+
+
+class Sharp(MLP):
+    """Optimizes by hand, as Lightning's documentation of manual optimization says."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(self(batch[0]), batch[1])
+        self.optimizers().zero_grad()
+        self.manual_backward(loss)
+        self.optimizers().step()
+
+
+def test_a_subclass_may_optimize_by_hand():
+    model, fit = Sharp(hidden_size=8, **SGD), trainer(max_epochs=1)
+    fit.fit(model, names(steps_per_epoch=6, **BLOCKS))
+    assert (model.automatic_optimization, fit.global_step) == (False, 6)
+    assert not same(model, MLP(hidden_size=8))
 
 
 class Deep(MLP):
