@@ -144,8 +144,7 @@ class NamesDataModule(LightningDataModule):
 
     def unseen(self, words: Sequence[str]) -> list[str]:
         """Returns those words that are not in train."""
-        train = set(self.splits["train"])
-        return [word for word in words if word not in train]
+        return [word for word, where in zip(words, self.where(words), strict=True) if where != "train"]
 
     def count(self, split: str) -> Counts:
         """Counts the windows of `train`, `val` or `test` once; each process counts them all.

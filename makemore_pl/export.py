@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 
 from makemore_pl.checkpoints import write_whole
 from makemore_pl.model import MLP
-from makemore_pl.report import counted, say
+from makemore_pl.report import say
 
 
 def export(trainer: Trainer, model: MLP, output: str = "playground.html") -> None:
@@ -33,7 +33,7 @@ def export(trainer: Trainer, model: MLP, output: str = "playground.html") -> Non
     if trainer.is_global_zero:
         page = as_page(model)
         write_whole(output, page)
-        say(f"{output}: {counted(len(page), 'byte')}")
+        say(f"{output}: {len(page):,} bytes")
 
 
 def as_page(model: MLP) -> bytes:

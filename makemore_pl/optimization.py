@@ -120,12 +120,7 @@ def updates_in_a_step(trainer: Trainer) -> int:
 
 
 def takes_blocks(model: Any, base: type) -> bool:
-    """Tells whether `sgd_steps` computes what autograd and the Trainer would.
-
-    Args:
-        model: an MLP, attached to its Trainer.
-        base: MLP itself.
-    """
+    """Tells whether `sgd_steps` computes what autograd and the Trainer would; `base` is MLP itself."""
     trainer, methods = model.trainer, ("forward", "hidden", "loss", "training_step", "configure_optimizers")
     return (
         all(getattr(type(model), name) is getattr(base, name) for name in methods)

@@ -35,11 +35,6 @@ def say(line: str) -> None:
     print(shown, file=sys.stderr, flush=True)
 
 
-def counted(number: int, noun: str) -> str:
-    """Returns a number with its noun: `1 word`, `2,000 words`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
 def four_digits(loss: float) -> str:
     """Returns a loss with four digits after the point, or a very large one in short: `2.0886`, `4.85e+08`."""
     return f"{loss:.4f}" if loss < 1e5 else f"{loss:.3g}"
@@ -66,9 +61,9 @@ def command_line(model: type[MLP], *words: str) -> str:
 def describe(data: NamesDataModule, model: MLP) -> None:
     """Prints the size of the data and of the network."""
     splits = " / ".join(f"{len(words):,} {split}" for split, words in data.splits.items())
-    say(f"{counted(len(data.words), 'word')}, {len(set(data.words)):,} distinct: {splits}")
+    say(f"{len(data.words):,} words, {len(set(data.words)):,} distinct: {splits}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    say(f"{counted(len(data.vocabulary) - 1, 'character')}, {counted(parameters, 'parameter')}")
+    say(f"{len(data.vocabulary) - 1:,} characters, {parameters:,} parameters")
     if data.hparams["column"] is None and (hint := looks_like(data.words)):
         say(f"hint: this list {hint}")
 
@@ -96,7 +91,7 @@ def compare(
         if split != "train" and 0 < len(unseen) < len(data.splits[split]):
             sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
         if len(data.splits[split]) <= FEW_WORDS:
-            say(f"{name} has only {counted(len(data.splits[split]), 'word')}: its losses are mostly chance")
+            say(f"{name} has only {len(data.splits[split])} words: its losses are mostly chance")
     counting = trained and trained.count("train")
     held_out = trained and trained.hparams["val_fraction"] and trained.count("val")
     return Comparison(network, counting or None, held_out or None), sets
