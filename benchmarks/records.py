@@ -36,7 +36,7 @@ class Taught(NamesDataModule):
             counts = self.count("train")
             expected = Mixture(self.teacher, NGram(counts), 0.5)
             V, share = len(self.vocabulary), self.hparams["smoothing"]
-            self.examples = counts.contexts, Smoothed(counts.contexts, counts, expected, V, share)[:]
+            self.tensors["train"] = counts.contexts, Smoothed(counts.contexts, counts, expected, V, share)[:]
 
 
 @torch.no_grad()

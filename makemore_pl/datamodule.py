@@ -52,7 +52,7 @@ class NamesDataModule(LightningDataModule):
             Tabs, commas or semicolons separate columns.
 
     Attributes:
-        examples: after `setup("fit")`, the contexts X (N, T) int64 to train on and what came next: Y (N,) int64, or
+        tensors: after `setup("fit")`, for `train` the contexts X (N, T) int64 and what came next: Y (N,) int64, or
             Y (N, V), counts or smoothed targets. Targets that do not fit into memory are made when they are indexed.
 
     Raises:
@@ -91,7 +91,7 @@ class NamesDataModule(LightningDataModule):
         if path is not None and path != "-":
             path = str(Path(path).absolute())  # a checkpoint may be used in another folder
         self.save_hyperparameters()
-        self.examples: tuple[Tensor, Any]
+        self.tensors: dict[str, tuple[Tensor, Any]] = {}
         self._counts: dict[str, Counts] = {}
 
     @property
@@ -175,7 +175,7 @@ class NamesDataModule(LightningDataModule):
                 raise ValueError(f"the model has another {name} than the data: give both the same")
         if stage == "fit":
             X, Y = self._targets()
-            self.examples = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
+            self.tensors["train"] = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
 
     def _targets(self) -> tuple[Tensor, Any]:
         """Builds the contexts to train on and their targets, which are held, or made batch by batch."""
@@ -201,7 +201,7 @@ class NamesDataModule(LightningDataModule):
         if not divided or not getattr(model, "takes_blocks", False):
             K = 1
         return Batches(
-            self.examples,
+            self.tensors["train"],
             options["batch_size"] or 0,
             seed=None if self.takes_all else seed,
             replacement=options["replacement"],

@@ -73,7 +73,7 @@ def test_a_teacher_is_half_of_what_smooths_the_targets(benchmark):
     taught.teacher = model = MLP(plain.vocabulary.characters)
     for data in (plain, taught):
         data.setup("fit")
-    (X, counting), (_, targets) = plain.examples, taught.examples
+    (X, counting), (_, targets) = plain.tensors["train"], taught.tensors["train"]
     windows = counting.sum(1, keepdim=True)
     expected = (counting + windows * torch.softmax(model(X).detach(), dim=1)) / 2
     torch.testing.assert_close(targets, expected)

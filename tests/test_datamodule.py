@@ -72,8 +72,8 @@ def test_the_splits_are_the_windows_of_the_lecture(names):
         X, Y = notebook.build_dataset(words, notebook.stoi(names))
         assert len(X) == windows
         if split == "train":
-            assert torch.equal(data.examples[0], X)
-            assert torch.equal(data.examples[1], Y)
+            assert torch.equal(data.tensors["train"][0], X)
+            assert torch.equal(data.tensors["train"][1], Y)
         else:  # counted
             contexts, counts = data.loader(split).tensors
             rows = torch.cat([contexts[counts.row], counts.y[:, None]], dim=1)
@@ -125,7 +125,7 @@ def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
     data = NamesDataModule(num_words=400, batch_size=batch_size, smoothing=0.3, block_size=2)
     data.setup("fit")
     words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
-    X, Y = data.examples
+    X, Y = data.tensors["train"]
     slow, came = kneser_ney(words, 2, stoi), {}
     windows = [tensor.tolist() for tensor in notebook.build_dataset(words, stoi, 2)]
     for x, y in zip(*windows, strict=True):
@@ -144,8 +144,8 @@ def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(monkeypatch):
     held.setup("fit")
     monkeypatch.setattr(datamodule, "CELLS_HELD", 0)
     made.setup("fit")
-    assert torch.is_tensor(held.examples[1])
-    assert not torch.is_tensor(made.examples[1])
+    assert torch.is_tensor(held.tensors["train"][1])
+    assert not torch.is_tensor(made.tensors["train"][1])
     for (X, Y), (same, targets) in zip(held.train_dataloader(), made.train_dataloader(), strict=True):
         assert torch.equal(X, same)
         assert torch.equal(Y, targets)

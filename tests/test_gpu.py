@@ -96,7 +96,7 @@ def test_names_are_those_of_a_cpu(fit, call, monkeypatch):
 def test_an_update_does_not_wait_for_the_device(batch_size):
     model, data = MLP().cuda(), NamesDataModule(batch_size=batch_size)
     data.setup("fit")
-    loader = Batches(tuple(tensor.cuda() for tensor in data.examples), batch_size, seed=1)
+    loader = Batches(tuple(tensor.cuda() for tensor in data.tensors["train"]), batch_size, seed=1)
     optimizer, batches = torch.optim.AdamW(model.parameters(), fused=True), itertools.cycle(loader)
     try:
         for update in range(4):

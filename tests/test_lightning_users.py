@@ -173,7 +173,7 @@ def test_an_epoch_is_a_pass_whatever_the_accumulation():
     seen, data = Seen(), names(batch_size=32)
     accumulation = GradientAccumulationScheduler({0: 4, 2: 1})
     trainer(max_epochs=4, callbacks=[accumulation, seen]).fit(MLP(hidden_size=8), data)
-    windows = sorted(data.examples[0].tolist())
+    windows = sorted(data.tensors["train"][0].tolist())
     assert [sorted(row for batch in epoch for row in batch) for epoch in seen.epochs] == [windows] * 4
     assert len({str(epoch) for epoch in seen.epochs}) == 4  # each in another order
 
