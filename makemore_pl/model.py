@@ -184,6 +184,9 @@ class MLP(LightningModule):
         loader = self.trainer.predict_dataloaders
         self.chunks = iter(self._draw(loader)) if isinstance(loader, Sampler) else None
 
+    def on_predict_end(self) -> None:
+        self.chunks = None  # it cannot be copied
+
     def predict_step(self, batch: Any, batch_idx: int) -> list[str] | list[float] | Tensor:
         """Draws names, scores words, or computes logits, as the loader of `Trainer.predict` asks.
 

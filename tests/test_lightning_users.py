@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import Logger
 from torch import nn
 
-from makemore_pl import MLP, NamesDataModule
+from makemore_pl import MLP, NamesDataModule, Sampler
 from makemore_pl.checkpoints import read
 from makemore_pl.cli import CLI
 
@@ -214,6 +214,7 @@ def test_a_trainer_that_fits_again_has_fresh_batches_and_ends_its_schedule(limit
 def test_models_data_and_trainers_can_be_pickled_and_copied_after_a_fit():
     data, model, fit = names(), MLP(hidden_size=8), trainer(max_steps=2)
     fit.fit(model, data)
+    fit.predict(model, Sampler(3))
     for copied in (copy.deepcopy, lambda thing: pickle.loads(pickle.dumps(thing))):
         assert same(copied(model), model)
         for twin in (copied(data), copied(fit).datamodule):
