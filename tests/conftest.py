@@ -1,5 +1,4 @@
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -95,35 +94,3 @@ def towns(tmp_path_factory):
     path = tmp_path_factory.mktemp("lists") / "towns.txt"
     path.write_text("\n".join(towns) + "\n", encoding="utf-8")
     return path, towns
-
-
-@pytest.fixture
-def browser(chromium):
-    """A browser without a window: a selenium driver. Mark what uses it with `browser`."""
-    yield chromium
-    chromium.get("about:blank")  # what moves on a page would keep a core busy for the rest of the tests
-
-
-@pytest.fixture(scope="session")
-def chromium(tmp_path_factory):
-    """One browser for all tests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium: pip install 'makemore_pl[dev]'")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    chromedriver = shutil.which("chromedriver")
-    if not chromium or not chromedriver:
-        pytest.skip("needs Chromium and its driver on the PATH (Debian: apt install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    for flag in [
-        *("headless=new", "disable-gpu", "disable-quic", "no-first-run", "disable-dev-shm-usage", "no-proxy-server"),
-        *("disable-background-networking", "disable-component-update", "disable-sync", "window-size=1280,900"),
-        "force-prefers-reduced-motion",  # nothing is measured while it moves
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-        *["no-sandbox"] * (os.name == "posix" and os.geteuid() == 0),  # for root Chromium has none
-    ]:
-        options.add_argument(f"--{flag}")
-    # With the path of the driver given, selenium looks for none and downloads nothing.
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
-    yield driver
-    driver.quit()

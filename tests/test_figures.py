@@ -1,6 +1,5 @@
 import io
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,30 +8,22 @@ import torch
 from matplotlib.font_manager import fontManager
 
 from makemore_pl import Vocabulary
-from makemore_pl.pictures import alphabet
-from makemore_pl.pictures.alphabet import FONT, find_fonts, kind, most_frequent, tokens
-from makemore_pl.pictures.figures import (
-    draw_learning_rates,
-    draw_letters,
-    draw_next,
-    flatten,
-    saturated,
-)
-from makemore_pl.windows import build_windows, count_windows
+from makemore_pl.pictures.alphabet import FONT, find_fonts, kind, tokens
+from makemore_pl.pictures.figures import draw_learning_rates, draw_letters, draw_next, flatten, saturated
 
-ENGLISH = Vocabulary("abcdefghijklmnopqrstuvwxyz")
 LARGE = Vocabulary("".join(chr(0x4E00 + i) for i in range(3000)))
+
+
+pytestmark = pytest.mark.filterwarnings("error")  # also of a glyph that no font has
 
 
 @pytest.fixture(autouse=True)
 def only_fonts_of_matplotlib(monkeypatch):
-    """Whatever fonts the machine has, the figures find those of matplotlib alone, and draw without a warning."""
+    """Whatever fonts the machine has, the figures find those of matplotlib alone."""
     own = [entry for entry in fontManager.ttflist if "mpl-data" in Path(entry.fname).parts]
     monkeypatch.setattr(fontManager, "ttflist", own)
     find_fonts.cache_clear()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
+    yield
     find_fonts.cache_clear()
 
 
@@ -45,8 +36,8 @@ def texts(figure):
     return [*titles, *(text.get_text() for text in labels)]
 
 
-def generator():
-    return torch.Generator().manual_seed(1)
+def randn(*shape):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize(
@@ -61,9 +52,8 @@ def test_letters_are_vowels_or_consonants_by_their_base(characters, expected):
     assert {kind(character) for character in characters} == {expected}
 
 
-def test_two_dimensions_stay_and_more_are_projected_to_the_plane_of_most_variance():
-    C = torch.randn(40, 6, dtype=torch.float64, generator=generator())
-    assert torch.equal(flatten(C[:, :2])[0], C[:, :2])
+def test_many_dimensions_are_projected_to_the_plane_of_most_variance():
+    C = randn(40, 6)
     points, share = flatten(C)
     variances = torch.linalg.eigvalsh(torch.cov(C.T)).flip(0)
     torch.testing.assert_close(points.var(dim=0), variances[:2])
@@ -72,23 +62,14 @@ def test_two_dimensions_stay_and_more_are_projected_to_the_plane_of_most_varianc
 
 @pytest.mark.parametrize("flip", [1, -1])
 def test_the_map_does_not_jump_where_principal_components_turn_or_flip(flip):
-    C = torch.randn(20, 5, dtype=torch.float64, generator=generator())
-    sin, cos = math.sin(1), math.cos(1)
+    C, sin, cos = randn(20, 5), math.sin(1), math.cos(1)
     near = flatten(C)[0] @ torch.tensor([[cos, sin], [-sin, cos]], dtype=torch.float64) * torch.tensor([1, flip])
     torch.testing.assert_close(flatten(C, near)[0], near)
 
 
-def test_the_map_says_what_it_shows():
-    C = torch.randn(27, 10, generator=generator())
-    written = texts(draw_letters(C, ENGLISH, "step 25"))
-    how = f"the first two principal components of 10 dimensions: {flatten(C)[1]:.0%} of the variance"
-    assert {"The map of letters", "step 25", how, "vowel", "consonant", "boundary"} < set(written)
-    assert "other" not in written
-    assert {"C[:, 0]", "C[:, 1]"} < set(texts(draw_letters(C[:, :2], ENGLISH)))
-
-
 def test_a_letter_is_where_its_embedding_is_in_the_colour_of_its_kind():
-    figure = draw_letters(torch.tensor([[0.0, 0], [1, 2], [3, 1]]), Vocabulary("ab"))
+    figure = draw_letters(torch.tensor([[0.0, 0], [1, 2], [3, 1]]), Vocabulary("ab"), "step 25")
+    assert {"The map of letters", "step 25", "C[:, 0]", "C[:, 1]", "boundary"} < set(texts(figure))
     placed = {text.get_text(): (text.get_position(), text.get_color()) for text in figure.axes[0].texts}
     assert placed["a"] == ((1, 2), placed["vowel"][1])
     assert placed["b"] == ((3, 1), placed["consonant"][1])
@@ -100,63 +81,45 @@ def test_the_heat_map_writes_what_is_likely_in_percent():
     np.testing.assert_allclose(figure.axes[0].images[0].get_array(), np.sqrt([[0.05, 0.8, 0.15]]), rtol=1e-6)
 
 
-def test_saturated_units_are_white():
-    h = torch.tensor([[0.995, 0.0], [-1.0, 0.989], [0.5, -0.991]])
-    assert saturated(h).tolist() == [[255, 0], [255, 0], [0, 255]]
-
-
-def test_odd_characters_are_drawn_or_named_by_their_code_point():
-    odd = Vocabulary("".join(sorted(" '-.$\\_^|<&\"aÄé名🙂\u0301\u200d")))
-    V = len(odd)
-    assert {"␣", "◌\u0301", "$", "\\", "U+540D", "U+200D"} < set(tokens(odd))
-    texts(draw_letters(torch.randn(V, 3, generator=generator()), odd))
-    written = texts(draw_next(torch.eye(V), [[0, 0, i] for i in range(V)], odd))
-    assert {"..$", "..◌\u0301", "..U+540D"} < set(written)
-
-
-@pytest.mark.parametrize("letters", ["אבגדהוזחט", "ابتثجحخدذرز", "αβγδε", "абвгд"])
-def test_the_letters_of_these_alphabets_are_in_the_font_that_matplotlib_brings(letters):
-    assert find_fonts(letters) == ([FONT], set())
-
-
-def test_a_character_is_taken_from_a_font_of_the_machine_that_has_it():
-    vocabulary = Vocabulary("a⌖⌽名")
-    assert find_fonts(vocabulary.characters) == ([FONT, "STIXGeneral"], {"名"})
-    assert tokens(vocabulary) == [".", "a", "⌖", "⌽", "U+540D"]
-    # A glyph that no font has would be a warning.
-    assert {"⌖", ".⌖⌽"} < set(texts(draw_next(torch.eye(5)[:2], [[0, 2, 3], [1, 2, 0]], vocabulary)))
-
-
-def test_the_most_frequent_are_chosen(monkeypatch):
-    vocabulary = Vocabulary("abcdef")
-    counts = [count_windows(*build_windows(words, vocabulary, 2), 7) for words in (["dab", "ad"], ["ffd", "fa"])]
-    assert vocabulary.decode(most_frequent(vocabulary, counts)) == ".adfbce"  # 3, 3, 3, 1, 0, 0
-    monkeypatch.setattr(alphabet, "LETTERS", 2)
-    assert vocabulary.decode(most_frequent(vocabulary, counts)) == ".ad"
-
-
-def test_of_large_alphabets_a_part_is_drawn():
-    figure = draw_letters(torch.randn(3001, 4, generator=generator()), LARGE)
-    written, dots = texts(figure), figure.axes[0].collections[:-1]  # without the ring of the boundary
-    assert "The map of letters: 100 of 3,000" in written
-    labels = [text for text in written if text.startswith("U+")]
-    assert len(labels) + len(dots) == 100
-    assert 30 < len(labels) < 100  # a label that would cover another is a dot
-
-
 def test_labels_do_not_cover_each_other():
-    C = torch.tensor([[0.0, 0], [1, 1], [1, 1], [1, 0]])
-    written = texts(draw_letters(C, Vocabulary("abc")))
+    written = texts(draw_letters(torch.tensor([[0.0, 0], [1, 1], [1, 1], [1, 0]]), Vocabulary("abc")))
     assert {"a", "c", "."} <= set(written)
     assert "b" not in written
 
 
-def test_of_large_alphabets_the_likeliest_are_drawn():
-    probabilities = torch.zeros(2, 3001)
-    probabilities[:, 100:140] = 1 / 40
-    written = texts(draw_next(probabilities, [[0], [5]], LARGE))
+@pytest.mark.parametrize(
+    ("characters", "fonts", "labels"),
+    [
+        ("αβγабвאבגابت", [FONT], list("αβγабвאבגابت")),
+        (" $\\^_\u0301\u200d", [FONT], ["␣", "$", "\\", "^", "_", "◌\u0301", "U+200D"]),
+        ("a⌖⌽名", [FONT, "STIXGeneral"], ["a", "⌖", "⌽", "U+540D"]),
+    ],
+)
+def test_characters_are_drawn_in_a_font_that_has_them_or_named_by_their_code_point(characters, fonts, labels):
+    vocabulary = Vocabulary(characters)
+    V = len(vocabulary)
+    assert find_fonts(characters)[0] == fonts
+    assert tokens(vocabulary) == [".", *labels]
+    texts(draw_letters(randn(V, 3), vocabulary))
+    assert {f".{label}" for label in labels} < set(
+        texts(draw_next(torch.eye(V), [[0, i] for i in range(V)], vocabulary))
+    )
+
+
+def test_of_large_alphabets_a_part_is_drawn():
+    figure = draw_letters(randn(3001, 4), LARGE)
+    written, dots = texts(figure), figure.axes[0].collections[:-1]  # without the ring of the boundary
+    assert "The map of letters: 100 of 3,000" in written
+    assert sum(text.startswith("U+") for text in written) + len(dots) == 100
+    likely = torch.zeros(1, 3001).index_fill(1, torch.arange(100, 140), 1 / 40)
+    written = texts(draw_next(likely, [[0]], LARGE))
     assert "What comes next, in %: the 40 likeliest of 3,001" in written
     assert set(tokens(LARGE)[100:140]) <= set(written)
+
+
+def test_saturated_units_are_white():
+    h = torch.tensor([[0.995, 0.0], [-1.0, 0.989], [0.5, -0.991]])
+    assert saturated(h).tolist() == [[255, 0], [255, 0], [0, 255]]
 
 
 def test_learning_rates_that_diverge_leave_the_curve_in_sight():

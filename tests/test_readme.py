@@ -4,8 +4,7 @@ import io
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from contextlib import redirect_stdout
 
 import notebook
 import numpy as np
@@ -13,39 +12,31 @@ import pytest
 import torch
 from conftest import ROOT
 
-from makemore_pl import MLP
-
-DOCUMENTS = {
-    path.name: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-}
-README = DOCUMENTS["README.md"]
+DOCUMENTS = {path: path.read_text(encoding="utf-8") for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+TEXT, README = "\n".join(DOCUMENTS.values()), DOCUMENTS[ROOT / "README.md"]
 COMMAND = r"(?<!/)python -m makemore_pl ((?:fit|predict|validate|test|lr_find|export)\b[^#|`\n;>]*)"
-FOUND = {line.strip(" \\") for text in DOCUMENTS.values() for line in re.findall(COMMAND, text)}
+FOUND = {line.strip(" \\") for line in re.findall(COMMAND, TEXT)}
 COMMANDS = sorted(line for line in FOUND if "$" not in line)  # without what a shell fills in
-CHAPTERS = dict(re.findall(rf"^\| ([^|]+) \| `{COMMAND}` \|", README, re.MULTILINE))
-BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, re.DOTALL) for name, text in DOCUMENTS.items()}
-
-# What another processor may make of a loss after 500 steps: of eight fits whose first weights differed by 1e-7, as
-# processors' sums do, the final losses had a standard deviation of 0.0008. This is five of them.
-ROUNDING = 0.004
+CHAPTERS = re.findall(rf"^\| [^|]+ \| `{COMMAND}` \|", README, re.MULTILINE)
 
 
 @pytest.fixture
 def reader(default_fit, folder, names, monkeypatch):
-    """A reader's folder after a first fit, with lists of the names that the documents take for examples."""
+    """A reader's folder after a first fit, with the list that the README makes, and others of names."""
     shutil.copytree(default_fit[0] / "lightning_logs", folder / "lightning_logs")
-    for name in {"my_words.txt", *re.findall(r"--data\.path (\w+\.txt)", "".join(DOCUMENTS.values()))}:
+    for name in re.findall(r"--data\.path (\w+\.txt)", TEXT):
         (folder / name).write_text("\n".join(names[:100]), encoding="utf-8")
+    for code, name in re.findall(r'python -c "(import .*)" > (\w+\.txt)', README):
+        with (folder / name).open("w", encoding="utf-8") as file, redirect_stdout(file):
+            exec(code)
     (folder / "towns.csv").write_text("id,name\n" + "".join(f"1,{name}\n" for name in names[:100]))
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"annalise\n")))
     monkeypatch.setattr("sys.argv", ["python"])
     return folder
 
 
-def test_commands_chapters_and_code_are_found():
-    assert len(COMMANDS) > 15
-    assert len(CHAPTERS) >= 6
-    assert len(BLOCKS["README.md"] + BLOCKS["python.md"]) >= 5
+def test_commands_and_chapters_are_found():
+    assert (len(COMMANDS) > 15, len(CHAPTERS) > 5) == (True, True)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -58,75 +49,47 @@ def test_every_command_is_understood(line, reader, call):
     assert out or arguments[0] == "export"
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS)
-def test_every_chapter_runs(chapter, reader, call, default_fit):
-    arguments = shlex.split(CHAPTERS[chapter])
-    long = {"split", "hidden", "lecture"} & set(arguments)
-    if arguments[0] == "fit" and long:
-        arguments += ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "2000"]
-    status, _, err = call(*arguments) if arguments != ["fit"] else (0, "", default_fit[1].stderr)
+@pytest.mark.parametrize("line", CHAPTERS)
+def test_every_chapter_runs(line, reader, call):
+    short = ["--trainer.max_epochs", "1", "--data.steps_per_epoch", "100"] if line.startswith("fit") else []
+    status, _, err = call(*shlex.split(line), *short)
     assert status == 0, err
-    figure = "" if arguments[0] == "lr_find" else "val "
-    promised = re.search(rf"{re.escape(CHAPTERS[chapter])}` \| [^|]*?{figure}(\d\.\d+)", README)
-    if arguments[0] == "lr_find":
-        low, high = map(float, re.search(r"good from ([\d.]+) to ([\d.]+);", err).groups())
-        assert low < float(promised[1]) < high
-    elif arguments[0] == "fit" and promised and not long and "val/loss" in err:
-        (found,) = re.findall(r"\(val/loss ([\d.]+)\)", err)
-        assert float(found) == pytest.approx(float(promised[1]), abs=ROUNDING)
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks])
-def test_the_code_runs(name, reader):
+def test_the_code_runs_and_exports_the_network(reader):
     """The blocks of a document in their order, as in a notebook."""
-    scope = {"__name__": "__main__"}
-    for block in BLOCKS[name]:
-        exec(compile(block, name, "exec"), scope)
-
-
-def test_onnx_and_safetensors_hold_the_network(reader):
-    model = MLP.load_from_checkpoint("lightning_logs/version_0/checkpoints/best.ckpt")
-    onnx, safetensors = (
-        next(block for block in BLOCKS["python.md"] if f'"model.{ending}"' in block)
-        for ending in ("onnx", "safetensors")
-    )
-    exec(onnx, scope := {})
-    X = torch.randint(27, (7, 3), generator=torch.Generator().manual_seed(1))
+    scopes = {}
+    for path, text in DOCUMENTS.items():
+        scopes[path.name] = scope = {"__name__": "__main__"}
+        for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            exec(compile(block, path, "exec"), scope)
+    scope, X = scopes["python.md"], torch.tensor([[0, 0, 0], [0, 0, 5], [1, 2, 3]])
     (logits,) = scope["session"].run(["logits"], {"X": X.numpy()})
-    p = torch.softmax(torch.from_numpy(logits), 1)
-    np.testing.assert_allclose(p, notebook.probabilities(model.state_dict(), X), rtol=0, atol=1e-5)
-    exec(safetensors, scope := {})
-    assert scope["again"].sample(5) == model.sample(5)
+    for found in (torch.from_numpy(logits), scope["again"](X).detach()):
+        expected = notebook.probabilities(scope["model"].state_dict(), X)
+        np.testing.assert_allclose(torch.softmax(found, 1), expected, rtol=0, atol=1e-5)
 
 
 def test_the_losses_in_the_readme_are_those_of_the_default_recipe(default_fit):
     rows = r"^(network|Kneser-Ney|mixture).*?((?: +\d\.\d{4})+)$"
     ours, theirs = (dict(re.findall(rows, text, re.MULTILINE)) for text in (default_fit[1].stderr, README))
-    assert theirs
+    assert len(theirs) == 3
     for name, losses in theirs.items():
         found, promised = ([float(loss) for loss in row.split()] for row in (ours[name], losses))
-        assert found == pytest.approx(promised, abs=ROUNDING)
+        # Of eight fits whose first weights differed by 1e-7, as the sums of other processors do, the final losses had a
+        # standard deviation of 0.0008. This is five of them.
+        assert found == pytest.approx(promised, abs=0.004)
 
 
-def test_the_lists_are_made_as_the_readme_says(tmp_path):
-    for code, name in re.findall(r'python -c "(import .*)" > (\w+)\.txt', README):
-        if "jieba" not in code:  # it is not installed
-            options = {"cwd": tmp_path, "text": True, "capture_output": True, "check": True}
-            words = subprocess.run([sys.executable, "-c", code], **options).stdout.splitlines()
-            assert len(words) > 100, name
+def test_links_lead_to_files_and_pictures_are_small():
+    for path, text in DOCUMENTS.items():
+        for picture, link in re.findall(r"(!?)\[[^]]*\]\((?!https?://)([^)#]+)[^)]*\)", text):
+            file = path.parent / link
+            assert file.is_file(), f"{path.name}: {link}"
+            assert not picture or file.stat().st_size < 100_000, link
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_to_files_and_pictures_are_small(name):
-    folder = ROOT if name == "README.md" else ROOT / "docs"
-    links = re.findall(r"(!?)\[[^]]*\]\((?!https?://)([^)#]+)[^)]*\)", DOCUMENTS[name])
-    assert [link for _, link in links if not (folder / link).is_file()] == []
-    assert all((folder / link).stat().st_size < 100_000 for picture, link in links if picture)
-
-
-def test_the_readme_is_short_and_leads_to_every_document_and_code_md_to_every_file():
-    assert README.count("\n") <= 130
-    linked = set(re.findall(r"\]\(docs/(\w+\.md)\)", README))
-    assert DOCUMENTS.keys() - {"README.md"} <= linked
-    package = {path.name for path in (ROOT / "makemore_pl").glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert {name for name in package if name not in DOCUMENTS["code.md"]} == set()
+def test_the_readme_leads_to_every_document_and_code_md_to_every_file():
+    assert [path.name for path in DOCUMENTS if f"](docs/{path.name})" not in README] == ["README.md"]
+    package = {path.name for path in (ROOT / "makemore_pl").glob("[a-z]*.py")}
+    assert {name for name in package if name not in DOCUMENTS[ROOT / "docs" / "code.md"]} == set()

@@ -11,71 +11,59 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import suppress
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 
-from makemore_pl import MLP
 from makemore_pl.__main__ import main as command_line
 from makemore_pl.checkpoints import WholeCheckpoints, read
 
-SECONDS = 285
+SECONDS = 270
 """After so long nothing new is tried."""
 
 CPU = "--trainer.accelerator cpu --trainer.enable_progress_bar false"
 SMALL = f"{CPU} --data.num_words 60 --model.hidden_size 8 --pictures false"
+RANKS = f"{SMALL} --model.schedule constant --data.batch_size 78 --data.steps_per_epoch 20 --trainer.precision 64-true"
+RANKS += " --trainer.max_steps 400"
 RECIPES = {
     "default": f"{CPU} --trainer.max_steps 150",
     "lecture": f"{CPU} --config lecture --trainer.max_epochs 5 --data.steps_per_epoch 10000",  # blocks of updates
-    "minibatches": f"{CPU} --data.batch_size 64 --data.steps_per_epoch 80 --trainer.max_steps 400",
+    "minibatches": RANKS,
     "accumulation": f"{SMALL} --data.batch_size 16 --trainer.accumulate_grad_batches 3 --trainer.max_epochs 6",
 }
-PLACES = [(os, "fsync"), (Path, "replace"), (torch, "save"), (MLP, "training_step"), (MLP, "validation_step")]
+FORK = get_context("fork") if hasattr(os, "fork") else None
+
+
+def train(folder, line, before):
+    os.chdir(folder)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1), os.dup2(log, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)  # pytest has put others there
+    sys.argv = ["makemore_pl", *shlex.split(line)]
+    before()
+    command_line()
 
 
 def start(folder, line, before=lambda: None):
     """Starts a command line in a folder, where its output goes to `log`, and returns the process."""
     folder.mkdir(parents=True, exist_ok=True)
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.chdir(folder)
-            log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-            os.dup2(log, 1), os.dup2(log, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", 1), os.fdopen(2, "w", 1)  # pytest has put others there
-            sys.argv = ["makemore_pl", *shlex.split(line)]
-            before()
-            command_line()
-            status = 0
-        except SystemExit as exit:
-            status = exit.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            os._exit(status)
-    return child
-
-
-def end(child):
-    """Waits for a process; gives its exit status, or the negative number of the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    process = FORK.Process(target=train, args=(folder, line, before))
+    process.start()
+    return process
 
 
 def run(folder, line, before=lambda: None):
-    """Runs a command line to its end; gives the exit status and what it said."""
+    """Runs a command line to its end; gives the exit status, or minus the signal that killed it, and what it said."""
     log = folder / "log"
     size = log.stat().st_size if log.exists() else 0
-    status = end(start(folder, line, before))
-    return status, log.read_bytes()[size:].decode()
+    process = start(folder, line, before)
+    process.join()
+    return process.exitcode, log.read_bytes()[size:].decode()
 
 
 def send_at(number, owner, name, call):
@@ -108,106 +96,6 @@ def state(path):
     return apply_to_collection(kept, torch.Tensor, lambda tensor: (str(tensor.dtype), tensor.numpy().tobytes()))
 
 
-# Each of these returns counts; those named in LOST ought to be 0.
-
-LOST = ["other status", "slow", "other end", "broken", "loaded wrongly"]
-
-
-def train_whole(root, recipe):
-    """Trains without a stop, to compare with, and writes down how long it takes."""
-    begin = time.monotonic()
-    status, said = run(root / recipe, f"fit {RECIPES[recipe]}")
-    assert status == 0, said
-    (root / recipe / "seconds").write_text(str(time.monotonic() - begin))
-    return {}
-
-
-def stop(root, recipe, number, seed):
-    """Stops a run three times, by the clock or at a place, and resumes it by the same command."""
-    rng, folder, counts = random.Random(f"{recipe} {number} {seed}"), root / recipe / f"{number} {seed}", Counter()
-    seconds = float((root / recipe / "seconds").read_text())
-    line, stopped = f"fit --ckpt_path last {RECIPES[recipe]}", {signal.SIGKILL: -9}.get(number, 128 + number)
-    for _ in range(3):
-        if by_clock := rng.random() < 0.5:
-            child = start(folder, line)
-            time.sleep(rng.uniform(0.1, seconds))
-            os.kill(child, number)
-        else:
-            child = start(folder, line, partial(send_at, number, *rng.choice(PLACES), rng.randrange(1, 5)))
-        begin = time.monotonic()
-        status = end(child)
-        counts["stopped"] += status == stopped
-        counts["slow"] += by_clock and time.monotonic() - begin > 10
-        counts["other status"] += status not in (stopped, 0, 2)  # or it has ended before
-    status, said = run(folder, line)
-    counts["other status"] += status != 0 and "this run is finished" not in said
-    for name in ("last", "best"):
-        counts["other end"] += state(newest_checkpoint(folder, name)) != state(checkpoint(root / recipe, name))
-    return counts
-
-
-def save_for_ever(path):
-    content = read(path)
-    while True:
-        WholeCheckpoints().save_checkpoint(content | {"time": time.monotonic()}, path)
-
-
-def kill_during_save(root, seed):
-    """Kills a process that does nothing but save."""
-    path = root / f"saved {seed}.ckpt"
-    path.write_bytes(checkpoint(root / "accumulation").read_bytes())
-    child = os.fork()
-    if child == 0:
-        try:
-            save_for_ever(path)
-        finally:
-            os._exit(1)
-    time.sleep(random.Random(seed).uniform(0.002, 0.05))
-    os.kill(child, signal.SIGKILL)
-    end(child)
-    try:
-        read(path)
-        return {"killed": 1}
-    except ValueError:
-        return {"killed": 1, "broken": 1}
-
-
-def mutate(content, rng):
-    """Returns a copy in which a bit is flipped, bytes are gone, new, moved or zero."""
-    at, to = sorted(rng.sample(range(len(content)), 2))
-    size = rng.choice([1, 16, 512, 4096])
-    return rng.choice(
-        [
-            content[:at] + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :],
-            content[:at],
-            content[:at] + rng.randbytes(size) + content[at:],
-            content[:at] + content[at + size :],
-            content[:at] + bytes(size) + content[at + size :],
-            content[:at] + content[to : to + size] + content[at + size :],
-        ]
-    )
-
-
-def hurt(root, seed):
-    """Loads mutations of a checkpoint: each is refused, or gives exactly what was saved."""
-    rng, path, counts = random.Random(seed), root / f"hurt {seed}.ckpt", Counter()
-    content, whole = checkpoint(root / "accumulation").read_bytes(), state(checkpoint(root / "accumulation"))
-    for _ in range(100):
-        path.write_bytes(mutate(content, rng))
-        counts["mutations"] += 1
-        try:
-            read(path)
-            counts["loaded"] += 1
-            counts["loaded wrongly"] += state(path) != whole
-        except ValueError:
-            counts["refused"] += 1
-    return counts
-
-
-RANKS = f"{SMALL} --model.schedule constant --data.batch_size 78 --data.steps_per_epoch 20 --trainer.precision 64-true"
-RANKS += " --trainer.max_steps 400"
-
-
 def torchrun(folder, flags, rng, kills):
     """Trains on two processes of torchrun, kills one now and then, and gives the exit status and what was said."""
     folder.mkdir(parents=True)
@@ -231,60 +119,119 @@ def torchrun(folder, flags, rng, kills):
     return agent.wait(), killed, (folder / "log").read_text()
 
 
-def restart(root, seed):
-    """Kills a rank under torchrun twice: the job ends by itself, with the weights of one process."""
-    status, killed, _ = torchrun(root / f"torchrun {seed}", RANKS, random.Random(seed), 2)
-    counts = Counter({"ranks killed": killed, "other status": status != 0})
-    ours, theirs = (
-        torch.load(newest_checkpoint(root / name), weights_only=True) for name in (f"torchrun {seed}", "one")
-    )
-    for name, weight in theirs["state_dict"].items():
-        counts["other end"] += not torch.allclose(ours["state_dict"][name], weight, rtol=0, atol=1e-12)
+# What is tried, with a seed. Each returns counts; those that begin with one of LOST ought to be 0.
+
+LOST = ("other status", "other end", "broken", "loaded wrongly", "raised")
+
+
+def stop(root, seed, recipe, number, seconds):
+    """Stops a run at three moments and resumes it by the same command."""
+    rng, folder, counts = random.Random(f"{recipe} {number} {seed}"), root / recipe / f"{number} {seed}", Counter()
+    line, stopped = f"fit --ckpt_path last {RECIPES[recipe]}", {signal.SIGKILL: -9}.get(number, 128 + number)
+    for _ in range(3):
+        process = start(folder, line)
+        time.sleep(rng.uniform(0.1, seconds / 2))  # the third may meet the end of the run
+        os.kill(process.pid, number)
+        process.join()
+        counts["stopped"] += process.exitcode == stopped
+        counts["other status"] += process.exitcode not in (stopped, 0, 2)  # or it has ended before
+    status, said = run(folder, line)
+    counts["other status"] += status != 0 and "this run is finished" not in said
+    for name in ("last", "best"):
+        counts["other end"] += state(newest_checkpoint(folder, name)) != state(checkpoint(root / recipe, name))
     return counts
 
 
-def attempt(until, function, *arguments):
-    """Runs one of the above unless time is up; what it raises is counted as well."""
-    if time.monotonic() > until:
-        return Counter({"not tried": 1})
-    try:
-        return Counter(function(*arguments))
-    except Exception:
-        traceback.print_exc()
-        return Counter({"broken": 1})
+def save_for_ever(path):
+    content = read(path)
+    while True:
+        WholeCheckpoints().save_checkpoint(content | {"time": time.monotonic()}, path)
+
+
+def kill_during_save(root, seed):
+    """Kills a process that does nothing but save."""
+    path = root / f"saved {seed}.ckpt"
+    path.write_bytes(checkpoint(root / "accumulation").read_bytes())
+    process = FORK.Process(target=save_for_ever, args=(path,))
+    process.start()
+    time.sleep(random.Random(seed).uniform(0.002, 0.05))
+    process.kill()
+    process.join()
+    with suppress(ValueError):
+        read(path)
+        return {"killed": 1}
+    return {"broken": 1}
+
+
+def mutate(content, rng):
+    """Returns a copy in which a bit is flipped, bytes are gone, new, moved or zero."""
+    at, to = sorted(rng.sample(range(len(content)), 2))
+    size = rng.choice([1, 16, 512, 4096])
+    before, after, beyond = content[:at], content[at:], content[at + size :]
+    flipped = bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :]
+    ends = [flipped, b"", rng.randbytes(size) + after, beyond, bytes(size) + beyond, content[to : to + size] + beyond]
+    return before + rng.choice(ends)
+
+
+def hurt(root, seed):
+    """Loads mutations of a checkpoint: each is refused, or gives exactly what was saved."""
+    rng, path, counts = random.Random(seed), root / f"hurt {seed}.ckpt", Counter()
+    content, whole = checkpoint(root / "accumulation").read_bytes(), state(checkpoint(root / "accumulation"))
+    for _ in range(100):
+        path.write_bytes(mutate(content, rng))
+        try:
+            read(path)
+            counts["loaded"] += 1
+            counts["loaded wrongly"] += state(path) != whole
+        except ValueError:
+            counts["refused"] += 1
+    return counts
+
+
+def restart(root, seed):
+    """Kills a rank under torchrun twice: the job ends by itself, with the weights of one process."""
+    status, killed, _ = torchrun(root / f"torchrun {seed}", RANKS, random.Random(seed), 2)
+    ours, theirs = (read(newest_checkpoint(root / name))["state_dict"] for name in (f"torchrun {seed}", "minibatches"))
+    same = all(torch.allclose(ours[name], weight, rtol=0, atol=1e-12) for name, weight in theirs.items())
+    return {"ranks killed": killed, "other status": status != 0, "other end": not same}
+
+
+def train_whole(root, recipe):
+    """Trains without a stop, to compare with, and gives the seconds that it takes."""
+    begin = time.monotonic()
+    status, said = run(root / recipe, f"fit {RECIPES[recipe]}")
+    assert status == 0, said
+    return time.monotonic() - begin
 
 
 def main():
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
     torch.set_num_threads(1)
-    until, results = time.monotonic() + SECONDS, {}
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(2, get_context("fork")) as pool,
-    ):
+    begin, results = time.monotonic(), {}
+    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(2, FORK) as pool:
         root = Path(folder)
-        list(pool.map(train_whole, [root] * len(RECIPES), RECIPES))
-        assert run(root / "one", f"fit {RANKS}")[0] == 0
+        seconds = dict(zip(RECIPES, pool.map(train_whole, [root] * len(RECIPES), RECIPES), strict=True))
         tasks = [
-            (f"{recipe}, kill -9", stop, root, recipe, signal.SIGKILL, seed) for seed in range(6) for recipe in RECIPES
+            (f"{recipe}, {number.name}", stop, root, seed, recipe, number, seconds[recipe])
+            for number, times in [(signal.SIGKILL, 6), (signal.SIGINT, 2), (signal.SIGTERM, 2)]
+            for recipe in RECIPES
+            for seed in range(times)
         ]
-        for number in (signal.SIGINT, signal.SIGTERM):
-            tasks += [
-                (f"{recipe}, {number.name}", stop, root, recipe, number, seed)
-                for seed in range(2)
-                for recipe in RECIPES
-            ]
-        tasks += [("two processes under torchrun, kill -9", restart, root, seed) for seed in range(4)]
-        tasks += [("kill -9 of saves", kill_during_save, root, seed) for seed in range(200)]
+        tasks += [("two processes under torchrun, SIGKILL", restart, root, seed) for seed in range(4)]
+        tasks += [("SIGKILL of saves", kill_during_save, root, seed) for seed in range(200)]
         tasks += [("mutations of a checkpoint", hurt, root, seed) for seed in range(20)]
         random.Random(0).shuffle(tasks)  # so that every kind has its share of the time
-        done = {pool.submit(attempt, until, *task): name for name, *task in tasks}
-        for future, name in done.items():
-            results.setdefault(name, Counter()).update(future.result())
+        futures = {pool.submit(*task): name for name, *task in tasks}
+        wait(futures, timeout=SECONDS - (time.monotonic() - begin))
+        pool.shutdown(cancel_futures=True)
+    for future, name in futures.items():
+        if not future.cancelled():
+            error = future.exception()
+            results.setdefault(name, Counter()).update({f"raised: {error!r}": 1} if error else future.result())
     for name, counts in results.items():
         print(f"{name}: {', '.join(f'{number} {what}' for what, number in counts.items())}")
-    lost = sum(counts[what] for counts in results.values() for what in LOST)
+    lost = sum(n for counts in results.values() for what, n in counts.items() if what.startswith(LOST))
     print(f"{lost} lost" if lost else "nothing was lost")
     sys.exit(bool(lost))
 
