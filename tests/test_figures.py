@@ -123,6 +123,6 @@ def test_saturated_units_are_white():
 
 
 def test_learning_rates_that_diverge_leave_the_curve_in_sight():
-    figure = draw_learning_rates([0.01, 0.1, 1, 10], [3.0, 2.0, 500.0, math.nan], 0.1, 0.05, 0.2, share=0.5)
+    figure = draw_learning_rates([0.01, 0.1, 1, 10], [3.0, 2.0, 500.0, math.nan], 0.1, 0.05, 0.2)
     assert figure.axes[0].get_ylim() == pytest.approx((1.8, 3.3))
-    assert "0.1 at every step: take 0.2 as the peak of the schedule" in texts(figure)
+    assert "take 0.1" in texts(figure)
