@@ -1,6 +1,4 @@
-import itertools
 import math
-import random
 import re
 import shlex
 
@@ -11,7 +9,7 @@ from lightning.pytorch import Trainer
 
 from makemore_pl import MLP, NamesDataModule
 from makemore_pl import lr_find as search
-from makemore_pl.lr_find import longest_fall, lr_find, valley
+from makemore_pl.lr_find import lr_find, valley
 
 
 def find(folder, capsys, model, data, num_steps=None, **options):
@@ -20,21 +18,6 @@ def find(folder, capsys, model, data, num_steps=None, **options):
     lr_find(Trainer(default_root_dir=folder, enable_model_summary=False, **options), model, data, num_steps)
     found = re.search(r"^learning rate (\S+), good from (\S+) to (\S+);", capsys.readouterr().err, re.MULTILINE)
     return tuple(map(float, found.groups()))
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_the_longest_fall_is_that_of_all_subsequences(seed):
-    values = [random.Random(seed).randrange(8) for _ in range(9)]
-    falls = [
-        places
-        for n in range(10)
-        for places in itertools.combinations(range(9), n)
-        if all(values[i] > values[j] for i, j in itertools.pairwise(places))
-    ]
-    found = longest_fall(values)
-    assert tuple(found) in falls
-    assert len(found) == max(map(len, falls))
-    assert longest_fall([]) == []
 
 
 EXPONENTS = [-3 + 3 * i / 999 for i in range(1000)]
@@ -46,6 +29,8 @@ def test_the_valley_of_a_curve_drawn_by_hand():
     lrs = [10**x for x in EXPONENTS]
     assert [math.log10(lr) for lr in valley(lrs, CURVE)] == pytest.approx([-1.0, -1.4, -0.6], abs=0.03)
     assert valley(lrs, CURVE[:950] + [math.nan] * 50) == pytest.approx(valley(lrs, CURVE))
+    peaks = [loss + (i in range(300, 320)) for i, loss in enumerate(CURVE)]  # which are no end of the fall
+    assert valley(lrs, peaks) == pytest.approx(valley(lrs, CURVE))
     for never in (EXPONENTS, [math.nan] * 1000):
         with pytest.raises(ValueError, match="did not fall at any learning rate"):
             valley(lrs, never)
