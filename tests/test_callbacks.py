@@ -1,28 +1,22 @@
 import itertools
 import math
 import re
-from functools import partial
 from io import StringIO
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from rich.console import Console
 
-from makemore_pl import MLP, NamesDataModule, callbacks, optimization
-from makemore_pl.callbacks import Progress, StopNotFinite
-from makemore_pl.checkpoints import RunCheckpoint, WholeCheckpoints, read
+from makemore_pl import MLP, callbacks, optimization
+from makemore_pl.checkpoints import read
 
-SGD = {"optimizer": "sgd", "lr": 0.1}
-BATCHES = {"batch_size": 50, "steps_per_epoch": 4}
-BLOCKS = BATCHES | {"steps_per_execution": 2, "replacement": True}
+pytestmark = pytest.mark.usefixtures("one_thread", "folder")
 
-
-def fit(*callbacks, data=BATCHES, **options):
-    quiet = {"logger": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    trainer = Trainer(accelerator="cpu", callbacks=[*callbacks], plugins=[WholeCheckpoints()], **quiet | options)
-    trainer.fit(MLP(hidden_size=8, **SGD if data is BLOCKS else {}), NamesDataModule(num_words=50, **data))
+SMALL = "--data.num_words 50 --data.batch_size 50 --data.steps_per_epoch 4 --model.hidden_size 8"
+SMALL += " --trainer.accelerator cpu --trainer.logger false"
+BLOCKS = "--data.steps_per_execution 2 --data.replacement true --model.optimizer sgd --model.lr 0.1"
 
 
 # Progress.
@@ -35,15 +29,10 @@ def clock(monkeypatch):
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
 
 
-@pytest.mark.parametrize(
-    ("data", "limit", "first"),
-    [(BATCHES, {"max_steps": 40}, 1), (BLOCKS, {"max_epochs": 10}, 2)],
-    ids=["updates", "blocks"],
-)
-def test_progress_on_a_pipe_is_lines_of_updates_on_stderr(data, limit, first, clock, capsys):
-    fit(Progress(), data=data, enable_checkpointing=False, **limit)
-    out, err = capsys.readouterr()
-    assert out == ""
+@pytest.mark.parametrize(("flags", "first"), [("--trainer.max_steps 40", 1), (f"{BLOCKS} --trainer.max_epochs 10", 2)])
+def test_progress_on_a_pipe_is_lines_of_updates(flags, first, clock, call):
+    status, _, err = call("fit", *SMALL.split(), *flags.split())
+    assert status == 0, err
     start, *lines = [line for line in err.split("\n") if line.startswith("update ")]
     assert re.fullmatch(rf"update {first}/40  train \d\.\d{{4}}  \d+ updates/s", start)
     assert all(re.fullmatch(r"update \d+/40  train \d\.\d{4}  val \d\.\d{4}  [\d,]+ updates/s", line) for line in lines)
@@ -52,12 +41,11 @@ def test_progress_on_a_pipe_is_lines_of_updates_on_stderr(data, limit, first, cl
     assert lines[-1].startswith("update 40/40")
 
 
-def test_progress_on_a_terminal_is_a_bar_that_ends(clock, monkeypatch):
-    progress, screen = Progress(), StringIO()
-    monkeypatch.setattr(
-        callbacks, "Console", lambda stderr: partial(Console, file=screen, force_terminal=True, width=80)()
-    )
-    fit(progress, enable_checkpointing=False, max_steps=10)
+def test_progress_on_a_terminal_is_a_bar_that_ends(clock, call, monkeypatch):
+    screen = StringIO()
+    terminal = Console(file=screen, force_terminal=True, width=80)
+    monkeypatch.setattr(callbacks, "Console", lambda stderr: terminal)
+    assert call("fit", *SMALL.split(), "--trainer.max_steps", 10)[0] == 0
     assert re.search(r"10/10.*train \d\.\d{4}  val \d\.\d{4}  [\d,]+ updates/s", screen.getvalue())
     assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is there again
 
@@ -66,54 +54,42 @@ def test_progress_on_a_terminal_is_a_bar_that_ends(clock, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("update", "data", "options"),
+    ("update", "flags", "saved"),
     [
-        (5, BATCHES, {}),
-        (7, BATCHES, {}),  # the last one of an epoch: only the validation shows it
-        (7, BATCHES, {"precision": "64-true"}),
-        (5, BATCHES, {"precision": "bf16-mixed"}),
-        (5, BATCHES, {"limit_val_batches": 0}),
-        (7, BLOCKS, {}),
+        (5, "--trainer.precision bf16-mixed", 4),
+        (7, "", 4),  # the last one of an epoch: only the validation shows it
+        (5, "--trainer.limit_val_batches 0", 4),
+        (7, BLOCKS, 2),  # steps of two updates
     ],
 )
-def test_weights_that_are_no_numbers_are_not_saved(update, data, options, tmp_path, monkeypatch):
+def test_weights_that_are_no_numbers_are_not_saved(update, flags, saved, call, monkeypatch):
     """Those that are left by an update at a learning rate that is none."""
     monkeypatch.setattr(optimization, "lr_factor", lambda name, step, steps: math.nan if step == update else 0.3)
-    validates = "limit_val_batches" not in options
-    saving = [RunCheckpoint(tmp_path, "best", "val/loss")] * validates
-    saving += [RunCheckpoint(tmp_path, "last", validates=validates)]
-    with pytest.raises(ValueError, match=r"/loss is nan after \d+ updates; try a smaller --model.lr"):
-        fit(StopNotFinite(), *saving, data=data, max_epochs=9, enable_progress_bar=False, **options)
-    for path in tmp_path.iterdir():
-        assert all(tensor.isfinite().all() for tensor in read(path)["state_dict"].values()), path.name
-    assert read(tmp_path / "last.ckpt")["global_step"] == (2 if data is BLOCKS else 4)
+    status, _, err = call("fit", *SMALL.split(), *flags.split(), "--trainer.max_epochs", 9)
+    assert status == 2
+    assert re.search(r"\nerror: \w+/loss is nan after \d updates; try a smaller --model.lr", err)
+    kept = {path.stem: read(path) for path in Path().rglob("*.ckpt")}
+    assert all(tensor.isfinite().all() for each in kept.values() for tensor in each["state_dict"].values())
+    assert kept["last"]["global_step"] == saved
 
 
 # Threads.
-
-
-@pytest.fixture
-def threads(monkeypatch):
-    """Gives the numbers of threads that training steps have, on a machine of three cores."""
-    before, seen, step = torch.get_num_threads(), set(), MLP.training_step
-    monkeypatch.setattr(callbacks, "MOST", 3)
-    monkeypatch.setattr(MLP, "training_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    yield seen
-    torch.set_num_threads(before)
 
 
 # Rows of an update times parameters, by hand: 5,439 x 11,897 = 65 million; 32 x 11,897; 5,439 x 62,891 = 342 million.
 @pytest.mark.parametrize(
     ("recipe", "asked", "expected"), [("quick", 0, 1), ("lecture", 0, 1), ("wide", 0, 3), ("wide", 2, 2)]
 )
-def test_all_threads_share_what_is_large_unless_a_number_is_asked_for(
-    recipe, asked, expected, threads, call, folder, monkeypatch
-):
+def test_all_threads_share_what_is_large_unless_a_number_is_asked_for(recipe, asked, expected, call, monkeypatch):
+    """Looks at the training steps, on a machine of three cores."""
+    seen, step = set(), MLP.training_step
+    monkeypatch.setattr(callbacks, "MOST", 3)
+    monkeypatch.setattr(MLP, "training_step", lambda *a: seen.add(torch.get_num_threads()) or step(*a))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if asked:
         torch.set_num_threads(asked)  # as torch itself does when it is imported
         monkeypatch.setenv("OMP_NUM_THREADS", str(asked))
     short = ["--trainer.limit_train_batches", 1, "--trainer.max_epochs", 1, "--trainer.max_steps", -1]
     status, _, err = call("fit", "--config", recipe, *short, "--pictures", "false")
     assert status == 0, err
-    assert threads == {expected}
+    assert seen == {expected}
