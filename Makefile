@@ -61,7 +61,7 @@ test: develop ## run the tests
 portable: develop ## run the tests as on other machines: plain kernels, oldest and newest versions (half an hour)
 	$(BIN)/python tests/portable.py $(ARGS)
 
-torture: develop ## kill runs, hurt checkpoints, and count what is lost (five minutes)
+torture: develop ## kill runs, hurt checkpoints, and count what is lost (four minutes)
 	$(BIN)/python tests/torture.py
 
 lists: develop ## train on twelve lists with default flags (ten minutes; fetches some with npm); ARGS='--only emoji'
