@@ -204,6 +204,15 @@ def test_a_run_that_is_worse_than_chance_says_so(folder, call):
     assert "\nworse than chance, 3.2958: this run diverged; try a smaller --model.lr\n" in err
 
 
+def test_a_network_that_adds_nothing_to_counting_is_said(folder, call):
+    """One hidden unit; the training loss on the way is measured against smoothed targets."""
+    tiny = ["--model.hidden_size", 1, "--model.embedding_dim", 1, "--data.smoothing", 0.5, "--trainer.max_steps", 20]
+    status, _, err = call("fit", "--data.num_words", 3000, *tiny, "--pictures", "false")
+    assert status == 0, err
+    assert "\ncounting alone is as good: the network adds nothing; try more --model.hidden_size\n" in err
+    assert "\nupdate 1/20  train (smoothed targets) 3.29" in err
+
+
 # Mistakes: one line on stderr, exit status 2, nothing on the disk.
 
 

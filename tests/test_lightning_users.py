@@ -98,6 +98,19 @@ def test_optimizers_of_ones_own_and_callbacks_of_lightning_go_on_from_a_checkpoi
     assert same(*ends)
 
 
+class Plateau(MLP):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.1, threshold=10)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val/loss"}}
+
+
+def test_a_plateau_follows_the_validation():
+    seen = Seen()
+    trainer(max_steps=9, callbacks=[seen]).fit(Plateau(hidden_size=8), names(steps_per_epoch=3))
+    assert seen.rates == pytest.approx([0.5] * 3 + [0.05] * 3 + [0.005] * 3)
+
+
 def test_stock_lightning_cli_takes_both_classes():
     quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu", "enable_model_summary": False}
     flags = "--optimizer SGD --optimizer.lr 0.5 --lr_scheduler ExponentialLR --lr_scheduler.gamma 0.1"
@@ -119,6 +132,17 @@ def test_weights_are_averaged_at_the_rate_that_was_asked_for():
     model = MLP(hidden_size=8, schedule="constant")
     trainer(max_epochs=5, callbacks=[seen, averaging]).fit(model, names(steps_per_epoch=2))
     assert seen.rates == pytest.approx([0.04] * 6 + [0.001] * 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"fast_dev_run": 2}, 2), ({"max_epochs": 2}, 6), ({"max_epochs": 2, "limit_train_batches": 2}, 4)],
+)
+def test_flags_count_steps_of_blocks(options, steps):
+    """Three blocks are an epoch of nine updates; a fast run takes single updates."""
+    fit = trainer(**options)
+    fit.fit(MLP(hidden_size=8, **SGD), names(steps_per_epoch=9, **BLOCKS))
+    assert fit.global_step == steps
 
 
 def test_accumulated_and_clipped_steps_are_the_slow_loops():
