@@ -274,7 +274,10 @@ def as_list(value: Any) -> list[Any]:
 
 
 def main(model: type[MLP] = MLP) -> None:
-    """Runs the command line of a class, MLP or a subclass. A mistake ends in one line on stderr and exit status 2."""
+    """Runs the command line of a class, MLP or a subclass. A mistake ends in one line on stderr and exit status 2.
+
+    Of several processes the first one alone returns.
+    """
     silence_stock_noise()
     torch.set_float32_matmul_precision("high")
     choose_threads(0)  # reading and counting are small operations
