@@ -122,7 +122,7 @@ class Progress(ProgressBar):
     Lightning's own bars count the batches of one epoch; a run is measured in updates here, and has many short epochs.
     """
 
-    is_enabled = True
+    is_enabled, is_live = True, False
 
     def disable(self) -> None:
         """Lightning calls this on all ranks but the first, and while a finder of its own trains."""
@@ -151,10 +151,10 @@ class Progress(ProgressBar):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._show(trainer)
-        self.bar.stop()
+        self.on_exception()
 
     def on_exception(self, *_: Any) -> None:
-        if hasattr(self, "bar"):
+        if self.is_live:  # otherwise rich would print an empty line
             self.bar.stop()
 
     def _show(self, trainer: Trainer) -> None:

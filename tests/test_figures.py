@@ -14,7 +14,7 @@ from makemore_pl.pictures.figures import draw_learning_rates, draw_letters, draw
 LARGE = Vocabulary("".join(chr(0x4E00 + i) for i in range(3000)))
 
 
-pytestmark = pytest.mark.filterwarnings("error")  # also of a glyph that no font has
+pytestmark = pytest.mark.filterwarnings("error:Glyph")  # of a character that no font has
 
 
 @pytest.fixture(autouse=True)
