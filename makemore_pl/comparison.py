@@ -1,4 +1,4 @@
-"""A network, counting, their mixture and chance, over the same windows. Knows no Lightning.
+"""A network, counting and their mixture over the same windows. Knows no Lightning.
 
 Shapes: B contexts, P distinct pairs of a context and the character that came next, T block size (context length),
 V vocabulary size.
@@ -89,8 +89,7 @@ def loss(predictor: NextLogits, counts: Counts) -> float:
 
 def mean_nll(log_p: Tensor, n: Tensor) -> float:
     """Computes the loss from the log-probabilities of pairs (P,) that came n times."""
-    # An impossible pair that never came adds 0.
-    return -torch.where(n > 0, n * log_p, 0.0).sum().item() / n.sum().item()
+    return -(n * log_p).sum().item() / n.sum().item()
 
 
 def entropy(counts: Counts) -> float:

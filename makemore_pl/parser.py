@@ -161,12 +161,10 @@ def explain(message: str, flags: Iterable[str]) -> str:
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Proposes what was probably meant; empty if nothing is near."""
     # Flags are compared by their last part: the first parts have much in common.
-    word, ends = (
-        word.replace("-", "_") if word.startswith("-") else word,
-        {name.rpartition(".")[2]: name if name in COMMANDS else f"--{name}" for name in known},
-    )
-    near = difflib.get_close_matches(word.rpartition(".")[2], ends, 1, 0.65)
-    meant = f"--data.path {word}" if Path(word).is_file() else MEANT.get(word) or (ends[near[0]] if near else "")
+    ends = {name.rpartition(".")[2]: name if name in COMMANDS else f"--{name}" for name in known}
+    name = word.replace("-", "_")
+    near = difflib.get_close_matches(name.rpartition(".")[2], ends, 1, 0.65)
+    meant = f"--data.path {word}" if Path(word).is_file() else MEANT.get(name) or (ends[near[0]] if near else "")
     return f": did you mean {meant}?" if meant else "; --help lists the flags"
 
 

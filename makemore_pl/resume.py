@@ -90,7 +90,7 @@ class Source:
     def find_checkpoint(self, name: str, goes_on: bool) -> None:
         """Finds and reads a file, or `best` or `last` of the newest run: the other one where that is damaged.
 
-        Where the newest run goes on in its own folder, it need not have a checkpoint, or be there at all: the same
+        If `goes_on`, the newest run is resumed in its own folder. It need not have a checkpoint, or even exist: one
         command begins and resumes a run.
         """
         if name not in ("best", "last"):

@@ -27,8 +27,8 @@ def test_a_fit_and_its_peers_are_timed(benchmark, tmp_path):
     run, peers = benchmark("run"), benchmark("peers")
     cli = run.fit(tmp_path, "--trainer.max_steps", 2)
     assert isinstance(run.best_model(cli), MLP)
-    times = [cli.model.seconds, peers.time_usual_lightning(2, tmp_path), run.bare_loop(steps=2, validate_every=1)]
-    assert all(seconds > 0 for seconds in times)
+    peers.time_usual_lightning(2, tmp_path)
+    run.bare_loop(steps=2, validate_every=1)
 
 
 @torch.no_grad()

@@ -58,7 +58,7 @@ def test_a_full_disk_keeps_what_was_saved_and_is_said_in_one_line(number, saved,
     assert (status, "Traceback" in err) == (2, False)
     assert re.fullmatch(rf"error: .*{re.escape(str(saved))}: no space left on device", err.splitlines()[-1])
     assert files()[saved] == before[saved]
-    assert saved.with_name(f".{saved.name}.partial").exists()  # as a killed run leaves it; it is in nobody's way
+    assert saved.with_name(f".{saved.name}.partial").exists()  # a killed run leaves one too; later runs ignore it
     assert call("predict")[0] == call("fit", "--ckpt_path", "last", "--trainer.max_steps", 20)[0] == 0
     assert read(LAST)["global_step"] == 20
     assert sorted(path.name for path in LAST.parent.iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -228,6 +228,7 @@ def test_a_network_that_adds_nothing_to_counting_is_said(folder, call):
         ("fit --trainer.max_step 3", "--trainer.max_step 3: did you mean --trainer.max_steps?"),
         ("fit --model.block-size 3", "--model.block-size 3: did you mean --model.block_size?"),
         ("fit --epochs 5", "--epochs 5: did you mean --trainer.max_epochs?"),
+        ("fit --learning-rate 1", "--learning-rate 1: did you mean --model.lr?"),
         ("fit list.csv", "unrecognized arguments: list.csv: did you mean --data.path list.csv?"),
         ("fit --config lectur", "--config lectur: no such file or recipe; the recipes are deep, hidden, lecture, "),
         ("fit --config mine.yaml", "Subcommand 'fit' does not accept option 'model.hiden_size'"),
