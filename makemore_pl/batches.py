@@ -19,15 +19,13 @@ class Batches:
 
     An item is the batch of one update, or a block of several. Items are counted over the whole run: during a fit, the
     Trainer, whose checkpoints hold how many it took, says which one is next. Outside of a fit, each pass through the
-    loader begins where the last one ended.
-
-    Several processes share each batch: each row goes to one of them, and their shares differ by a row at most.
+    loader begins where the last one ended. Several processes share the rows of each batch.
 
     Args:
         tensors: X (N, T) and Y (N,) or (N, V); or objects that compute rows when they are indexed.
         batch_size: B, rows per batch over all processes; all rows if omitted.
-        seed: random seed for the order of the rows, a new one in each pass over them; passes follow each other without
-            regard to where epochs end. If omitted, each pass gives all rows in order, from the first on.
+        seed: for the order of the rows, a new one in each pass over them, wherever epochs end. If omitted, each epoch
+            gives all rows in order.
         replacement: draw each row of a batch anew from all N, as in the lecture, instead of each row once per pass.
         steps_per_epoch: updates in an epoch; if omitted, one pass.
         steps_per_execution: K, updates in an item. Above 1, an item is a block: X (K, B, T) and Y (K, B). K divides

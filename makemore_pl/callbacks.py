@@ -22,16 +22,20 @@ from makemore_pl.report import four_digits, say
 class Run(Callback):
     """Writes config.yaml once the weights and the state of a resumed run fit it, and has a signal end the run.
 
-    Ctrl-C and SIGTERM then end the process with a line that says how to resume; Lightning sets handlers of its own.
-
-    Args:
-        config: the path of config.yaml.
-        text: all flags of the run, so that `fit --config` with it is the same run.
-        command: that resumes.
+    Ctrl-C and SIGTERM then end the process with a line that holds the command to resume, where Lightning would set
+    handlers of its own.
     """
 
     def __init__(self, config: Path, text: str, command: str) -> None:
         self.config, self.text, self.command = config, text, command
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Has EarlyStopping take its patience from the flags, and count anew where it ended the run."""
+        for early in trainer.early_stopping_callbacks:
+            if state := checkpoint["callbacks"].get(early.state_key):
+                if stopped_early(state):
+                    state |= {"wait_count": 0, "stopped_epoch": 0}
+                state["patience"] = early.patience
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -40,39 +44,12 @@ class Run(Callback):
         process.stop_on_signals()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the other processes, which would wait for this one."""
         launcher: Any = trainer.strategy.launcher
         if launcher is not None:
-            launcher.kill(9)
+            launcher.kill(9)  # the other processes, which would wait for this one
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         process.hint = ""
-
-
-class BeginAnew(Callback):
-    """Has a resumed run forget its best score and the count of EarlyStopping where its words are others.
-
-    Otherwise `best.ckpt` would stay the network of the old list. A run that EarlyStopping ended, and that is told to go
-    on, counts anew as well; and its patience is that of the flags, not that of the checkpoint.
-
-    Args:
-        changes: what differs between the words of the checkpoint and those of the run; empty if nothing does.
-    """
-
-    def __init__(self, changes: str) -> None:
-        self.changes = changes
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        states = checkpoint["callbacks"]
-        if self.changes:
-            say(f"warning: trained on other words before ({self.changes}): the best score begins anew")
-            for key in [key for key in states if key.startswith(("RunCheckpoint best", "EarlyStopping"))]:
-                del states[key]
-        for early in trainer.early_stopping_callbacks:
-            if state := states.get(early.state_key):
-                if stopped_early(state):
-                    state |= {"wait_count": 0, "stopped_epoch": 0}
-                state["patience"] = early.patience
 
 
 def stopped_early(state: dict[str, Any]) -> bool:
@@ -81,39 +58,29 @@ def stopped_early(state: dict[str, Any]) -> bool:
 
 
 class StopNotFinite(Callback):
-    """Ends a run whose loss is not finite, before such weights are saved."""
+    """Ends a run whose losses or weights are not finite, with a ValueError before such weights are saved."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Looks at the last losses and the weights; `on_train_epoch_end` does where there is no validation.
-
-        Raises:
-            ValueError: if one is not a finite number.
-        """
-        losses = {name: trainer.callback_metrics.get(name, torch.zeros(())) for name in ("train/loss", "val/loss")}
-        for name, value in [*losses.items(), *pl_module.named_parameters()]:
+        losses = [(name, value) for name, value in trainer.callback_metrics.items() if name.endswith("loss")]
+        for name, value in [*losses, *pl_module.named_parameters()]:
             if not value.isfinite().all():
-                found = f"{name} is {value.item()}" if name in losses else f"{name} is not finite"
                 remedy = "try a smaller --model.lr, or --trainer.precision 32"
-                raise ValueError(f"{found} after {updates(trainer):,} updates; {remedy}")
+                raise ValueError(f"{name} is not finite after {updates(trainer):,} updates; {remedy}")
 
-    on_train_epoch_end = on_validation_end
+    on_train_epoch_end = on_validation_end  # where there is no validation
 
 
-MOST = torch.get_num_threads()
-"""The number of threads that torch chooses by default."""
-
-LARGE = 2**27
-"""The fewest products of a forward pass, rows times parameters, that all threads share."""
+MOST = torch.get_num_threads()  # that torch chooses by default
 
 
 def choose_threads(products: float) -> None:
-    """Sets the number of threads for forward passes of that size, unless OMP_NUM_THREADS is set.
+    """Sets the number of threads for forward passes of so many products, rows times parameters.
 
     Threads wait for each other at the end of every operation: beside other work, a step of the default recipe takes ten
     times as long on two threads as on one (LOG.md).
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(MOST if products >= LARGE else 1)
+        torch.set_num_threads(MOST if products >= 2**27 else 1)
 
 
 class Progress(ProgressBar):
@@ -124,12 +91,11 @@ class Progress(ProgressBar):
 
     is_enabled, is_live = True, False
 
+    # Lightning calls these: on all ranks but the first, and around a finder of its own that trains.
     def disable(self) -> None:
-        """Lightning calls this on all ranks but the first, and while a finder of its own trains."""
         self.is_enabled = False
 
     def enable(self) -> None:
-        """Lightning calls this when the finder is done."""
         self.is_enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,8 +17,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-RUNS = "lightning_logs"
-"""The folder of all runs, in `--trainer.default_root_dir`; TensorBoard reads it."""
+RUNS = "lightning_logs"  # the folder of all runs, in `--trainer.default_root_dir`
 
 
 def write_whole(path: str | Path, content: bytes | memoryview) -> None:
@@ -54,15 +53,13 @@ def read(path: str | Path) -> Any:
     """Loads a file of torch's onto the CPU: plain values and tensors, never code; a damaged one is a ValueError."""
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load itself verifies no checksum
-        content = torch.load(path, map_location="cpu", weights_only=True) if damaged is None else None
+            if archive.testzip() is not None:  # torch.load itself verifies no checksum
+                raise zipfile.BadZipFile
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises any of a dozen types, from zip, pickle and torch
         if isinstance(error, OSError) and error.filename is not None:
             raise
         raise ValueError(f"{path}: damaged, or no checkpoint ({type(error).__name__}); name another one") from None
-    if damaged is not None:
-        raise ValueError(f"{path}: damaged: a checksum does not match; name another checkpoint")
-    return content
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -75,24 +72,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """`best.ckpt` or `last.ckpt` of a run, saved after each validation: from there a run resumes bit for bit.
-
-    Args:
-        folder: of the checkpoints.
-        filename: `best` or `last`.
-        monitor: the metric whose lowest value is the best; None to save each time.
-        validates: whether the run has validations; if not, it saves after each epoch.
-    """
+    """`best.ckpt` or `last.ckpt` of a run, saved after each validation: from there a run resumes bit for bit."""
 
     def __init__(self, folder: Path, filename: str, monitor: str | None = None, validates: bool = True) -> None:
         super().__init__(folder, filename, monitor, enable_version_counter=False, save_on_train_epoch_end=not validates)
         self.path = Path(self.format_checkpoint_name({}))
         self.saved = -1  # the step
-
-    @property
-    def state_key(self) -> str:
-        """Differs from that of a ModelCheckpoint of the user with the same options."""
-        return f"{type(self).__name__} {self.filename}"
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best score where its file is in this folder, which may have been moved meanwhile."""
@@ -106,10 +91,9 @@ class RunCheckpoint(ModelCheckpoint):
         self.saved = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Saves steps that no validation followed."""
         super().on_train_end(trainer, pl_module)
         if self.monitor is None and self.saved != trainer.global_step:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path)  # of steps that no validation followed
 
 
 def new_folder(root: str | Path) -> Path:
@@ -133,11 +117,7 @@ def remove_unused(folder: Path) -> None:
 
 
 def newest(name: str = "best", root: str | Path = ".") -> Path:
-    """Returns a checkpoint of the newest run, to load: `MLP.load_from_checkpoint(newest())`.
-
-    Args:
-        name: `best` or `last`; the other one if the run has no such file.
-        root: the folder of `lightning_logs`, as in `--trainer.default_root_dir`.
+    """Returns `best` or `last` of the newest run in root/lightning_logs: `MLP.load_from_checkpoint(newest())`.
 
     Raises:
         FileNotFoundError: if there is no run.

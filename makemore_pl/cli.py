@@ -21,7 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from makemore_pl import process, resume
-from makemore_pl.callbacks import BeginAnew, Progress, Run, StopNotFinite, choose_threads
+from makemore_pl.callbacks import Progress, Run, StopNotFinite, choose_threads
 from makemore_pl.checkpoints import RUNS, RunCheckpoint, WholeCheckpoints, new_folder, remove_unused
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.export import export
@@ -32,11 +32,8 @@ from makemore_pl.predict import NamesWriter, Request, mix_with_counting
 from makemore_pl.report import command_line, compare, describe, report, say, table
 from makemore_pl.resume import TRAINING, Source, as_json
 
-SWITCHES = ["--pictures", "--sample.unique", "--sample.novel", "--sample.counting"]
-"""Flags that need no value: `--sample.unique` is `--sample.unique true`."""
-
-UPDATES = 500
-"""Updates of a run whose flags name no length."""
+UPDATES = 500  # of a run whose flags name no length
+SWITCHES = ["--pictures", "--sample.unique", "--sample.novel", "--sample.counting"]  # `true` may be omitted after these
 
 
 class Trainer(LightningTrainer):
@@ -47,13 +44,7 @@ class Trainer(LightningTrainer):
 
 
 class CLI(LightningCLI):
-    """LightningCLI for a model and a list of words.
-
-    Args:
-        model: MLP or a subclass.
-        data: NamesDataModule or a subclass.
-        options: of LightningCLI.
-    """
+    """LightningCLI for MLP and NamesDataModule, or subclasses; it takes LightningCLI's options."""
 
     def __init__(self, model: type[MLP] = MLP, data: type[NamesDataModule] = NamesDataModule, **options: Any) -> None:
         self.parsers: dict[str, Parser] = {}
@@ -142,11 +133,7 @@ class CLI(LightningCLI):
             options.trainer.max_steps = -1  # they replace the number of updates of the run that is resumed
 
     def parse(self, parser: LightningArgumentParser, words: Any) -> None:
-        """Parses flags, and says when a run ends that they give no length.
-
-        Raises:
-            ValueError: if there is a mistake in them.
-        """
+        """Parses flags, and says when a run ends that they give no length; a mistake in them is a ValueError."""
         try:
             self.config = parser.parse_args(words) if isinstance(words, list) else parser.parse_object(words)
         except ArgumentError as error:
@@ -173,7 +160,7 @@ class CLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         if self.subcommand is not None:
             if self.subcommand in TRAINING:
-                resume.require_known_characters(self.source, self.datamodule)
+                resume.require_known_words(self.source, self.datamodule)
             trainer = self.config_init[self.subcommand].trainer
             kwargs["callbacks"] = [*as_list(trainer.callbacks), *self.callbacks(trainer)]
             kwargs["plugins"] = [*as_list(trainer.plugins), WholeCheckpoints()]
@@ -190,8 +177,7 @@ class CLI(LightningCLI):
             return [NamesWriter(options.sample)]
         if self.subcommand != "fit":
             return []
-        changes = resume.differences(self.source.checkpoint, self.datamodule)
-        ours: list[Callback] = [StopNotFinite(), BeginAnew(changes)]
+        ours: list[Callback] = [StopNotFinite()]
         if trainer.enable_progress_bar is not False:
             ours += [Progress()] * (not any(isinstance(each, ProgressBar) for each in as_list(trainer.callbacks)))
         if trainer.fast_dev_run:

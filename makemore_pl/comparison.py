@@ -24,10 +24,7 @@ def perplexity(loss: float) -> float:
 class Mixture:
     """The probabilities of two predictors, mixed (Bengio et al. 2003, section 4.2, where the other is a trigram).
 
-    Args:
-        first: contexts (B, T) int64 -> logits (B, V).
-        second: the same.
-        weight: the share of the first.
+    The weight is the share of the first.
     """
 
     first: NextLogits
@@ -93,10 +90,7 @@ def mean_nll(log_p: Tensor, n: Tensor) -> float:
 
 
 def entropy(counts: Counts) -> float:
-    """Computes the conditional entropy of next characters given their contexts.
-
-    It is the floor: no predictor from these contexts has a smaller mean loss on them.
-    """
+    """Computes the conditional entropy given the contexts: no predictor from them has a smaller mean loss."""
     return mean_nll((counts.n.double() / counts.totals()[counts.row]).log(), counts.n)
 
 

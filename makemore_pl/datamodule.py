@@ -17,11 +17,7 @@ from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import Counts, build_windows, count_words, rows_at_once
 from makemore_pl.words import read_words, shipped, split_words
 
-FULL_STEPS = 25
-"""Updates in an epoch if each takes all windows: a pass over them would be one update."""
-
-CELLS_HELD = 2**25
-"""Up to this number, N windows x V characters, smoothed targets are computed once: 128 MB; beyond, batch by batch."""
+FULL_STEPS = 25  # updates in an epoch if each takes all windows: a pass over them would be one update
 
 
 class NamesDataModule(LightningDataModule):
@@ -53,7 +49,7 @@ class NamesDataModule(LightningDataModule):
 
     Attributes:
         tensors: after `setup("fit")`, for `train` the contexts X (N, T) int64 and what came next: Y (N,) int64, or
-            Y (N, V), counts or smoothed targets. Targets that do not fit into memory are made when they are indexed.
+            Y (N, V), counts or smoothed targets. Those of minibatches are smoothed when they are indexed.
 
     Raises:
         ValueError: if the list cannot be used, or a size or share is out of range.
@@ -96,7 +92,7 @@ class NamesDataModule(LightningDataModule):
 
     @property
     def hparams_initial(self) -> Any:
-        """The options as loggers see them, apart from those of the model: `data/batch_size`."""
+        """The options as loggers see them, as `data/batch_size`: apart from those of the model."""
         options = super().hparams_initial
         return type(options)({f"data/{name}": options[name] for name in options if not name.startswith("_")})
 
@@ -147,11 +143,7 @@ class NamesDataModule(LightningDataModule):
         return [word for word, where in zip(words, self.where(words), strict=True) if where != "train"]
 
     def count(self, split: str) -> Counts:
-        """Counts the windows of `train`, `val` or `test` once; each process counts them all.
-
-        Raises:
-            ValueError: if the split has no words, or a word a character that is not in the vocabulary.
-        """
+        """Counts the windows of `train`, `val` or `test` once; each process counts them all."""
         if not self.splits[split]:
             raise ValueError(f"no words in the {split} split: give it a larger share, or add words")
         if split not in self._counts:
@@ -164,34 +156,25 @@ class NamesDataModule(LightningDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def setup(self, stage: str) -> None:
-        """Builds the examples to train on.
-
-        Raises:
-            ValueError: if the list cannot be used, or the model has another block size or vocabulary.
-        """
+        """Builds the examples to train on; a model with another block size or vocabulary is a ValueError."""
         model = None if self.trainer is None else self.trainer.lightning_module
         for name, ours in {"block_size": self.hparams["block_size"], "vocabulary": self.vocabulary}.items():
             if stage != "predict" and getattr(model, name, ours) != ours:
                 raise ValueError(f"the model has another {name} than the data: give both the same")
-        if stage == "fit":
-            X, Y = self._targets()
-            self.tensors["train"] = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
-
-    def _targets(self) -> tuple[Tensor, Any]:
-        """Builds the contexts to train on and their targets, which are held, or made batch by batch."""
-        smoothing, V = self.hparams["smoothing"], len(self.vocabulary)
+        if stage != "fit":
+            return
         Y: Any
         if self.takes_all:
             Y = self.count("train")
             X = Y.contexts
         else:
             X, Y = build_windows(self.splits["train"], self.vocabulary, self.hparams["block_size"])
-        if smoothing:
-            Y = Smoothed(X, Y, NGram(self.count("train")), V, smoothing, self.device)
-        if not isinstance(Y, Tensor) and (self.takes_all or len(X) * V <= CELLS_HELD):
-            rows = rows_at_once(V)
+        if share := self.hparams["smoothing"]:
+            Y = Smoothed(X, Y, NGram(self.count("train")), len(self.vocabulary), share, self.device)
+        if self.takes_all:
+            rows = rows_at_once(len(self.vocabulary))
             Y = torch.cat([Y[start : start + rows] for start in range(0, len(X), rows)])
-        return X, Y
+        self.tensors["train"] = X.to(self.device), Y.to(self.device) if isinstance(Y, Tensor) else Y
 
     def train_dataloader(self) -> Batches:
         options, model = self.hparams, None if self.trainer is None else self.trainer.lightning_module
@@ -231,5 +214,5 @@ class NamesDataModule(LightningDataModule):
         return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the digest, by which another list is told from the one that was trained on."""
+        """Has checkpoints hold the digest, by which another list is noticed."""
         return {"digest": self.digest}

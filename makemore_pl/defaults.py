@@ -6,25 +6,15 @@ The words of names.txt, in any order, keep the lecture's network. docs/results.m
 from collections.abc import Callable
 from typing import NamedTuple
 
-CELLS = 2**20
-"""Up to this number, distinct contexts x characters, an update takes all windows."""
+PATIENCE = 8  # validations without a smaller loss, after which a run ends whose number of updates was chosen too
 
-WEIGHTS = 2**20
-"""The most weights of the output layer, hidden units x characters: a larger alphabet has fewer hidden units."""
-
-EMBEDDING_DIM, HIDDEN_SIZE = 32, 800
-"""E and H of every row."""
-
-PATIENCE = 8
-"""Validations in a row without a smaller loss after which a run ends, where the number of updates was chosen too."""
-
+# For some flags those that also decide: where one is given, nothing is chosen.
 TOGETHER = {
     "data.smoothing": ("data.steps_per_execution",),
     "model.lr": ("model.optimizer",),
     "model.weight_decay": ("model.optimizer",),
     "trainer.max_steps": ("trainer.max_",),
 }
-"""For some flags those that also decide: where one is given, nothing is chosen."""
 
 
 class Training(NamedTuple):
@@ -44,14 +34,14 @@ def choose(windows: int, contexts: int, vocab_size: int, given: Callable[[str], 
         windows: N, the examples of its training split.
         contexts: M, the distinct contexts among them.
         vocab_size: V.
-        given: tells whether the user has given a flag, or one that begins with it: then it is not chosen.
+        given: tells whether the user has given a flag, or one that begins with it; it is not chosen then.
     """
     row = training(windows, contexts, vocab_size)
     chosen = {
         "data.batch_size": row.batch_size,
         "data.smoothing": row.smoothing,
-        "model.embedding_dim": EMBEDDING_DIM,
-        "model.hidden_size": max(1, min(HIDDEN_SIZE, WEIGHTS // vocab_size)),
+        "model.embedding_dim": 32,
+        "model.hidden_size": max(1, min(800, 2**20 // vocab_size)),  # a million weights in the output layer at most
         "model.lr": row.lr,
         "model.weight_decay": row.weight_decay,
         "trainer.max_steps": row.max_steps,
@@ -70,7 +60,7 @@ def choose(windows: int, contexts: int, vocab_size: int, given: Callable[[str], 
 
 def training(N: int, M: int, V: int) -> Training:
     """Finds the row of the table."""
-    if M * V <= CELLS:
+    if M * V <= 2**20:  # small enough for updates that take all windows
         if N < 5 * M:  # a thousand words
             return Training(None, 0.8, 2.0, 0.015, 500)
         if N < 20 * M:  # some thousand words

@@ -28,14 +28,7 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Computes tanh, by the sigmoid where that is faster: torch's tanh takes up to five times as long on CPUs.
-
-    Args:
-        x: any shape.
-
-    Returns:
-        The same shape; absolute error 1e-7 in float32.
-    """
+    """Computes tanh, on CPUs by the sigmoid, up to five times as fast as torch's; to 1e-7 in float32."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         return _Tanh.apply(x)  # type: ignore[no-untyped-call]
     return x.tanh()

@@ -143,12 +143,7 @@ class MLP(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the mean loss of a batch; trains on a block of batches.
-
-        Args:
-            batch: X (B, T) and Y, (B,) or (B, V). Of a block X (K, B, T) and Y (K, B).
-            batch_idx: the number of the batch in its epoch.
-        """
+        """Computes the mean loss of X (B, T) and Y (B,) or (B, V); trains on a block, X (K, B, T) and Y (K, B)."""
         X, Y = batch
         compute = optimization.train_on_block if X.ndim == 3 else optimization.loss_and_mean
         loss, mean = compute(self, X, Y)
@@ -188,15 +183,7 @@ class MLP(LightningModule):
         self.chunks = None  # it cannot be copied
 
     def predict_step(self, batch: Any, batch_idx: int) -> list[str] | list[float] | Tensor:
-        """Draws names, scores words, or computes logits, as the loader of `Trainer.predict` asks.
-
-        Args:
-            batch: the number of a `Sampler`'s chunk; words; or contexts X (B, T) int64, with or without their Y.
-            batch_idx: the number of the batch.
-
-        Raises:
-            ValueError: if it is none of these.
-        """
+        """Draws a chunk of names for a `Sampler`, scores words, or computes the logits of contexts X (B, T)."""
         if isinstance(batch, int) and self.chunks is not None:
             return next(self.chunks)  # its end is that of the loader, for the Trainer; all on every rank
         if isinstance(batch, list | tuple) and all(isinstance(word, str) for word in batch):
@@ -221,17 +208,13 @@ class MLP(LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **options: Any) -> Self:  # type: ignore[override]
-        """Loads a model as Lightning does, but never executes code in the file, and refuses a damaged one.
-
-        Raises:
-            ValueError: if a checksum in the file does not match, or it holds another network.
-        """
+        """Loads a model as Lightning does, but never executes code in the file; a damaged one is a ValueError."""
         if zipfile.is_zipfile(checkpoint_path) and zipfile.ZipFile(checkpoint_path).testzip() is not None:
             raise ValueError(f"{checkpoint_path}: damaged: a checksum does not match; load another checkpoint")
         return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["network"] = self._network()
+        checkpoint["network"] = self.network()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_network(checkpoint)
@@ -240,19 +223,13 @@ class MLP(LightningModule):
             raise ValueError("the checkpoint's vocabulary is another than the model's: give the model the same")
 
     @classmethod
-    def require_network(cls, checkpoint: dict[str, Any]) -> None:
-        """Refuses the weights of another network, whose shapes may be the same.
-
-        Raises:
-            ValueError: if the class that saved them has another `forward` or `hidden`.
-        """
-        saved_by, *methods = checkpoint.get("network", MLP._network())
-        if methods != cls._network()[1:]:
-            raise ValueError(
-                f"the checkpoint holds the network of {saved_by}, not of {cls.__name__}: "
-                f"use CLI({saved_by}) or {saved_by}.load_from_checkpoint"
-            )
+    def network(cls) -> str:
+        """Names the methods that compute the logits: weights of the same shapes may belong to others."""
+        return f"{cls.forward.__qualname__} and {cls.hidden.__qualname__}"
 
     @classmethod
-    def _network(cls) -> list[str]:
-        return [cls.__name__, cls.forward.__qualname__, cls.hidden.__qualname__]
+    def require_network(cls, checkpoint: dict[str, Any]) -> None:
+        """Refuses the weights of another network with a ValueError."""
+        ours, theirs = cls.network(), checkpoint.get("network", MLP.network())
+        if theirs != ours:
+            raise ValueError(f"the checkpoint is of {theirs}, not of {ours}: load it with the class that saved it")

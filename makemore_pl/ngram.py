@@ -14,9 +14,6 @@ from makemore_pl.sampling import NextLogits
 from makemore_pl.vocabulary import Vocabulary
 from makemore_pl.windows import Counts, add_up, count_words, distinct
 
-DISCOUNT = 0.75
-"""The amount subtracted from each count if there are too few counts to estimate it."""
-
 
 class NGram:
     """Predicts the next character from how often it came after the last T characters, and after fewer of them.
@@ -57,14 +54,7 @@ class NGram:
         return cls(count_words(words, vocabulary, block_size))
 
     def __call__(self, context: Tensor) -> Tensor:
-        """Computes the logits of the next character: the logarithms of its probabilities, which sum to 1.
-
-        Args:
-            context: (B, T) int64.
-
-        Returns:
-            (B, V) float64, on a GPU float32.
-        """
+        """Computes the logarithms (B, V) of the probabilities of the next character after contexts (B, T) int64."""
         X = context.cpu()
         p = self.unigram.repeat(len(X), 1)
         number, known = torch.zeros(len(X), dtype=torch.int64), torch.ones(len(X), dtype=torch.bool)
@@ -79,14 +69,7 @@ class NGram:
 
 
 class _Order:
-    """The discounted counts of the contexts of one length.
-
-    Args:
-        pairs: (P,) int64 context * V + next character, distinct and sorted.
-        n: (P,) float64 their counts.
-        contexts: the number of contexts.
-        vocab_size: V.
-    """
+    """The contexts of one length: discounted counts n (P,) of sorted pairs (P,), context * V + next character."""
 
     def __init__(self, pairs: Tensor, n: Tensor, contexts: int, vocab_size: int) -> None:
         self.pairs, self.vocab_size = pairs, vocab_size
@@ -99,13 +82,7 @@ class _Order:
         self.end = torch.bincount(context, minlength=contexts).cumsum(0)
 
     def interpolate(self, p: Tensor, rows: Tensor, context: Tensor) -> None:
-        """Makes the predictions after some contexts of this length, in place, from those of the length below.
-
-        Args:
-            p: (B, V), of the length below.
-            rows: (R,) int64, those to make.
-            context: (R,) int64, their contexts of this length.
-        """
+        """Makes R rows of the predictions p (B, V), whose contexts of this length are given, from those one shorter."""
         freed = p.new_ones(len(p)).index_copy_(0, rows, self.freed[context])
         p *= freed[:, None]
         length = self.end.diff(prepend=self.end.new_zeros(1))[context]
@@ -116,17 +93,10 @@ class _Order:
 
 
 def discounts(n: Tensor) -> Tensor:
-    """Estimates the discounts of counts of 1, 2, and 3 or more (Chen and Goodman 1999, equation 26).
-
-    Args:
-        n: (P,) counts, each 1 or more.
-
-    Returns:
-        (3,) float64, above 0 and at most 1, 2 and 3.
-    """
+    """Estimates the discounts (3,) of counts n (P,) of 1, 2, and 3 or more (Chen and Goodman 1999, equation 26)."""
     n1, n2, n3, n4 = ((n == count).sum().item() for count in (1, 2, 3, 4))
     if not (n1 and n2 and n3):
-        return torch.full((3,), DISCOUNT, dtype=torch.float64)
+        return torch.full((3,), 0.75, dtype=torch.float64)  # too few counts to estimate them
     Y = n1 / (n1 + 2 * n2)
     found = [1 - 2 * Y * n2 / n1, 2 - 3 * Y * n3 / n2, 3 - 4 * Y * n4 / n3]
     return torch.tensor(found, dtype=torch.float64).clamp(min=Y)  # so that every context frees some probability
@@ -134,17 +104,10 @@ def discounts(n: Tensor) -> Tensor:
 
 @dataclass
 class Smoothed:
-    """Targets smoothed by a prediction, made where they are indexed: those of all N windows may not fit into memory.
+    """Targets of contexts X (N, T), made where they are indexed: those of all N windows may not fit into memory.
 
-    `targets[rows]` is (B, V) float32, for a slice or (B,) int64.
-
-    Args:
-        X: (N, T) int64 contexts.
-        Y: (N,) int64 next characters, or the counts of N distinct contexts.
-        expected: contexts (B, T) int64 -> logits (B, V).
-        vocab_size: V.
-        share: the share of the prediction, from 0 to 1.
-        device: where the targets are needed; they are made on the CPU.
+    `targets[rows]` is (B, V) float32, for a slice or (B,) int64: `smooth` of Y, (N,) next characters or the counts of N
+    distinct contexts. They are made on the CPU, for a device.
     """
 
     X: Tensor
@@ -167,15 +130,10 @@ class Smoothed:
 
 
 def smooth(Y: Tensor, P: Tensor, share: float) -> Tensor:
-    """Mixes the characters that came next with a prediction, as targets for a network.
-
-    Args:
-        Y: (N,) int64 next characters, or (N, V) int64 counts of how often each came next.
-        P: (N, V) predicted probabilities.
-        share: the share of the prediction, from 0 to 1.
+    """Mixes what came next, Y (N,) or counts (N, V), with a share from 0 to 1 of predicted probabilities P (N, V).
 
     Returns:
-        (N, V) float32; each row sums to its number of windows.
+        (N, V) float32 targets for a network; each row sums to its number of windows.
     """
     seen = F.one_hot(Y, P.shape[1]) if Y.ndim == 1 else Y
     return torch.lerp(seen.to(P.dtype), P * seen.sum(dim=1, keepdim=True), share).float()

@@ -4,6 +4,7 @@ Shapes: K updates, B batch, T block size (context length), V vocabulary size.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -27,13 +28,7 @@ def make_optimizer(model: Any) -> torch.optim.Optimizer:
 
 
 def lr_factor(name: ScheduleName, step: int, steps: float) -> float:
-    """Computes the learning rate of an update as a share of the highest.
-
-    Args:
-        name: of the schedule.
-        step: the update, counted from 0.
-        steps: updates of the whole run.
-    """
+    """Computes the learning rate of an update, counted from 0, of a run of `steps` as a share of the highest."""
     if name == "constant" or math.isinf(steps) or not steps:
         return 1.0
     if name == "halfway":
@@ -42,10 +37,7 @@ def lr_factor(name: ScheduleName, step: int, steps: float) -> float:
 
 
 class Schedule(LRScheduler):
-    """Sets the learning rate, a function of the update and of the options of an MLP.
-
-    A run that resumes with another lr, weight decay or length has the rates of these.
-    """
+    """Sets the learning rate, a function of the update and of the options of an MLP, also where a run resumes."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, model: Any) -> None:
         self.model, self.steps = model, total_updates(model.trainer)
@@ -80,16 +72,7 @@ def num_windows(Y: Tensor) -> Tensor:
 
 
 def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Computes the loss to differentiate, and the mean loss over all devices.
-
-    Args:
-        model: an MLP, attached to its Trainer.
-        X: (B, T) int64 contexts.
-        Y: (B,) int64 next characters, or (B, V) counts.
-
-    Returns:
-        Two scalars.
-    """
+    """Computes the loss of a batch to differentiate, and its mean over all devices; X (B, T), Y (B,) or (B, V)."""
     nll, windows = model.loss(model(X), Y, reduction="sum"), num_windows(Y)
     if model.trainer.world_size == 1:
         return nll / windows, nll.detach() / windows
@@ -98,9 +81,6 @@ def loss_and_mean(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     together = torch.stack([nll.detach().double(), windows.double()])
     mean_nll, mean_windows = model.trainer.strategy.reduce(together, reduce_op="mean").to(nll.dtype)
     return nll / mean_windows, mean_nll / mean_windows
-
-
-# Blocks.
 
 
 def updates(trainer: Trainer) -> int:
@@ -134,16 +114,10 @@ def takes_blocks(model: Any, base: type) -> bool:
 
 
 def train_on_block(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes K updates by hand.
+    """Takes K updates by hand, with X (K, B, T) and Y (K, B), and returns two scalars.
 
-    Args:
-        model: an MLP, attached to its Trainer.
-        X: (K, B, T) int64 contexts.
-        Y: (K, B) int64 next characters.
-
-    Returns:
-        A scalar without a gradient for any parameter, so that the step which Lightning takes with it changes nothing;
-        and the mean loss of the K batches, each before its update.
+    The first has no gradient for any parameter: the step that Lightning takes with it changes nothing. The second is
+    the mean loss of the batches.
     """
     schedule = model.lr_schedulers()
     # One of Lightning's own finders or averagers may have replaced the schedule: then one rate holds for the block.
@@ -152,9 +126,6 @@ def train_on_block(model: Any, X: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
     model.log("lr-SGD", lrs[-1])  # as LearningRateMonitor calls it
     model.log("step", float(updates(model.trainer) + len(X)))  # the x axis of logs, which would count blocks
     return mean.clone().requires_grad_(), mean
-
-
-# Callbacks.
 
 
 class EndOfRun(Callback):
@@ -166,24 +137,15 @@ class EndOfRun(Callback):
 
 
 class KeepMetrics(Callback):
-    """Saves the metrics of the last validation, and logs them again at the end of the epoch that a run resumes in.
+    """Saves the metrics, and logs them again where a run resumes at an epoch's end: EarlyStopping looks for them."""
 
-    From a checkpoint that was saved after a validation, Lightning resumes with the end of the epoch, where a callback
-    such as EarlyStopping looks for its metric.
-    """
+    kept: Mapping[str, float] = {}
 
-    def __init__(self) -> None:
-        self.kept: dict[str, float] = {}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["metrics"] = {name: float(value) for name, value in trainer.callback_metrics.items()}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        metrics = trainer.callback_metrics.items()
-        self.kept = {name: float(value) for name, value in metrics if name.startswith("val/")}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.kept
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.kept = dict(state_dict)
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.kept = checkpoint.get("metrics", {})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for name in self.kept.keys() - trainer.callback_metrics.keys():

@@ -20,24 +20,20 @@ from makemore_pl import __version__
 from makemore_pl.report import say
 from makemore_pl.words import shipped
 
-RECIPES = ", ".join(sorted(path.stem for path in shipped("configs").glob("*.yaml")))
-"""The names of the recipes that come with the package."""
-
 COMMANDS = {
     "fit": "train on a list of words, then print new ones",
     "predict": "print new words, or score given ones",
     "validate": "loss, perplexity and accuracy on the validation words",
     "test": "the same on the test words",
-    "lr_find": "find a learning rate: the lecture's sweep",
+    "lr_find": "find a learning rate: one step at each of many, as in the lecture",
     "export": "write an interactive web page of the network",
 }
 
 NEWEST = "  --ckpt_path FILE              a checkpoint; default: the newest run's best\n"
 
-OPENINGS = {
-    "fit": """Trains on a list of words, then prints new ones. The flags that matter most:
-
-  --data.path FILE              your own list, one word a line; `-` for stdin;
+# The flags of each command that matter most.
+FLAGS = {
+    "fit": """  --data.path FILE              your own list, one word a line; `-` for stdin;
                                 flags that you omit are chosen to suit it
   --data.column NAME            its column, where the list is a CSV or TSV file
   --data.encoding NAME          its encoding, where it is not UTF-8
@@ -56,8 +52,7 @@ OPENINGS = {
   --seed_everything N           another seed for weights and batches
   --pictures false              no pictures in TensorBoard
 """,
-    "predict": "Prints new words; the word list is not needed. The flags that matter most:\n\n"
-    + NEWEST
+    "predict": NEWEST
     + """  --sample.num_names N          how many
   --sample.prompt TEXT          how each begins
   --sample.temperature X        below 1 more typical, above 1 more varied
@@ -69,24 +64,19 @@ OPENINGS = {
   --sample.counting             mixed with counting the list: the lower loss
   --sample.score FILE           how likely are these words? `-` for stdin
 """,
-    "validate": "Prints loss, perplexity and accuracy on the validation words.\n\n"
-    + NEWEST
+    "validate": NEWEST
     + """  --split train                 the training words instead
   --data.path FILE              all words of another list
 """,
-    "test": "Prints loss, perplexity and accuracy on the test words.\n\n" + NEWEST,
-    "lr_find": """Takes one step at each of many learning rates from 0.001 to 1 and suggests one.
-All flags of fit's model and data apply:
-
-  --data.path FILE              your own list
+    "test": NEWEST,
+    "lr_find": """  --data.path FILE              your own list
   --config NAME                 a recipe, such as lecture; or a YAML file
   --num_steps N                 how many learning rates to try
 """,
-    "export": "Writes an interactive page of the network: one file, no server.\n\n"
-    + NEWEST
-    + "  --output playground.html      the file\n",
+    "export": NEWEST + "  --output playground.html      the file\n",
 }
 
+# Flags and commands of other programs, makemore.py among them, and their names here.
 MEANT = {
     **dict.fromkeys(["epochs", "max_epochs", "num_epochs"], "--trainer.max_epochs"),
     **dict.fromkeys(["steps", "max_steps"], "--trainer.max_steps"),
@@ -102,7 +92,6 @@ MEANT = {
     "resume": "--ckpt_path last",
     **{"train": "fit", "sample": "predict", "generate": "predict", "evaluate": "validate"},
 }
-"""Flags and commands of other programs, makemore.py among them, and their names here."""
 
 
 class RecipeFile(ActionConfigFile):
@@ -112,16 +101,16 @@ class RecipeFile(ActionConfigFile):
         recipe = shipped("configs") / f"{values}.yaml"
         if re.fullmatch(r"[\w./-]+", values) and not Path(values).exists():
             if "/" in values or not recipe.is_file():
-                raise ValueError(f"--config {values}: no such file or recipe; the recipes are {RECIPES}")
+                names = ", ".join(sorted(path.stem for path in recipe.parent.glob("*.yaml")))
+                raise ValueError(f"--config {values}: no such file or recipe; the recipes are {names}")
             values = str(recipe)
         super().__call__(parser, cfg, values, option_string)  # type: ignore[no-untyped-call]
 
 
 class Parser(LightningArgumentParser):
-    """A parser of one command, or of the program; its mistakes are raised, for the command line to explain.
+    """A parser of one command, or with an empty name of the program; jsonargparse makes others, for a class's options.
 
-    Args:
-        command: the name of the command; empty for the program. jsonargparse makes others, for the options of a class.
+    Its mistakes are raised, for the command line to explain.
     """
 
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
@@ -136,18 +125,14 @@ class Parser(LightningArgumentParser):
     def format_help(self, *args: Any) -> str:
         usage = f"usage: makemore_pl {self.command or 'COMMAND'} [--flag value ...]\n\n"
         if self.command:
-            return f"{usage}{OPENINGS[self.command]}\nAll flags: makemore_pl {self.command} --print_config\n"
+            about = f"{self.command}: {COMMANDS[self.command]}\n\n{FLAGS[self.command]}"
+            return f"{usage}{about}\nAll flags: makemore_pl {self.command} --print_config\n"
         commands = "\n".join(f"  {name:10}{text}" for name, text in COMMANDS.items())
         return f"{usage}More words like yours.\n\n{commands}\n\nmakemore_pl fit --help lists the flags of a command.\n"
 
 
 def explain(message: str, flags: Iterable[str]) -> str:
-    """Shortens a message of jsonargparse, and names the flag or command that was probably meant.
-
-    Args:
-        message: of jsonargparse.
-        flags: of the command, without their dashes.
-    """
+    """Shortens a message of jsonargparse, and names the flag or command that was probably meant."""
     message = " ".join(message.split())
     for pattern, known in [("unrecognized arguments: -{0,2}([^\\s=]+)", flags), ("invalid choice: '(.*?)'", COMMANDS)]:
         if match := re.search(pattern, message):
@@ -196,15 +181,9 @@ def fail(message: str) -> NoReturn:
 
 
 def silence_stock_noise() -> None:
-    """Drops lines that Lightning prints on every run and that need no action; other warnings stay."""
-    noise = (
-        *("\N{ELECTRIC LIGHT BULB} Tip:", "GPU available: ", "TPU available: ", "`Trainer.fit` stopped: `max_"),
-        *("Using 16bit Automatic", "Using bfloat16 Automatic", "Restoring states from the", "Restored all states from"),
-        *("Loading weights", "Loaded model weights", "You are using a CUDA device"),
-        *("Initializing distributed: ", f"{'-' * 100}\ndistributed_backend="),
-    )
+    """Drops what Lightning says on every run and that needs no action; other warnings stay."""
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
-        logging.getLogger(f"lightning.{name}").addFilter(lambda record: not record.getMessage().startswith(noise))
+        logging.getLogger(f"lightning.{name}").setLevel(logging.WARNING)
     for message in [
         "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's use of torch
         "The number of training batches .+ is smaller",  # updates are counted across epochs

@@ -21,22 +21,13 @@ from makemore_pl.model import MLP
 from makemore_pl.report import say
 from makemore_pl.words import read_words, shipped
 
-TRAINING = ["fit", "lr_find"]
-"""The commands that read a list and train; the others read a checkpoint."""
-
-SHAPE = ["block_size", "embedding_dim", "hidden_size"]
-"""The hyperparameters that, with the vocabulary, give the five tensors their shapes."""
-
-SPLIT = ["num_words", "train_fraction", "val_fraction", "split_seed"]
-"""The hyperparameters that decide which words of a list are trained on."""
+TRAINING = ["fit", "lr_find"]  # these commands read a list; the others read a checkpoint
+SHAPE = ["block_size", "embedding_dim", "hidden_size"]  # with the vocabulary, the shapes of the five tensors
+SPLIT = ["num_words", "train_fraction", "val_fraction", "split_seed"]  # which words of a list are trained on
 
 
 class Source:
-    """The flags of a command that were not typed, and the checkpoint that it reads.
-
-    Args:
-        model: the class of the network.
-    """
+    """The flags of a command that were not typed, and the checkpoint that it reads, of a class of network."""
 
     def __init__(self, model: type[MLP]) -> None:
         self.model = model
@@ -77,11 +68,8 @@ class Source:
             return [f"--model={as_json(model)}", f"--data={as_json(data)}"]
         vocabulary = {"vocabulary": model.pop("vocabulary")}
         if self.begins:
-            return [
-                *flags,
-                f"--model={as_json({name: model[name] for name in SHAPE})}",
-                f"--data={as_json(vocabulary)}",
-            ]
+            shape = {name: model[name] for name in SHAPE}
+            return [*flags, f"--model={as_json(shape)}", f"--data={as_json(vocabulary)}"]
         config = Path(str(self.ckpt_path)).parent.parent / "config.yaml"
         if config.is_file():
             return ["--config", str(config), f"--data={as_json(vocabulary)}"]
@@ -162,13 +150,17 @@ def as_yaml(parser: ArgumentParser, options: Namespace, **how: bool) -> str:
     return re.sub(r"\n.*Unable to serialize instance.*", "", text)
 
 
-def require_known_characters(source: Source, data: NamesDataModule) -> None:
-    """Refuses a list with characters that the network of a checkpoint does not know."""
-    if source.checkpoint and (strange := set("".join(data.words)) - set(data.vocabulary.characters)):
+def require_known_words(source: Source, data: NamesDataModule) -> None:
+    """Refuses other words for a run that is resumed, and unknown characters for weights that a run begins with."""
+    path = data.hparams["path"] or "names.txt"
+    if source.resumes and (changes := differences(source.checkpoint, data)):
+        remedy = f"to begin a run with its weights: --init_from {source.ckpt_path}"
+        raise ValueError(f"{path}: the run was trained on other words ({changes}); {remedy}")
+    if source.begins and (strange := set("".join(data.words)) - set(data.vocabulary.characters)):
         both = shlex.quote("".join(sorted(strange | set(data.vocabulary.characters))))
         raise ValueError(
-            f"{data.hparams['path'] or 'names.txt'}: the network of {source.ckpt_path} does not know "
-            f"{''.join(sorted(strange))[:40]!r}; train it with an alphabet of both: --data.vocabulary {both[:200]}"
+            f"{path}: the network of {source.ckpt_path} does not know {''.join(sorted(strange))[:40]!r}; "
+            f"train it with an alphabet of both: --data.vocabulary {both[:200]}"
         )
 
 

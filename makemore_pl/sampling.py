@@ -22,20 +22,11 @@ from makemore_pl.windows import build_windows, rows_at_once
 NextLogits = Callable[[Tensor], Tensor]
 """Contexts (B, T) int64 -> logits (B, V): all that a sampler needs of a model."""
 
-CHUNK = 2**14
-"""Words drawn side by side, at most; fewer of a large alphabet. A word depends only on the seed and its place."""
-
-EMPTY_CHUNKS = 64
-"""Chunks in a row without a name to keep, before the Draw gives up."""
-
-LONGEST = 100
-"""Names are cut off at this many characters: an untrained model may never end one."""
-
-SEED = 2147483647
-"""The notebook's."""
-
-TABLE_CONTEXTS = 2**16
-"""Up to this number of contexts, V**T in all, their distributions are computed once, unless V is large."""
+SEED = 2147483647  # the notebook's
+LONGEST = 100  # characters, where names are cut off: an untrained model may never end one
+CHUNK = 2**14  # words drawn side by side, at most; a word depends only on the seed and its place
+EMPTY_CHUNKS = 64  # in a row without a name to keep: then the Draw gives up
+TABLE_CONTEXTS = 2**16  # up to this number, V**T in all, their distributions are computed once, unless V is large
 
 
 @dataclass(eq=False)
@@ -100,18 +91,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 class Draw:
-    """Draws the words of a sampler from a model: iterating gives them chunk by chunk.
-
-    Args:
-        sampler: what to draw.
-        next_logits: contexts (B, T) int64 -> logits (B, V).
-        vocabulary: of the V tokens.
-        block_size: T.
-        device: where `next_logits` computes.
-
-    Raises:
-        ValueError: if the prompt holds a character that is not in the vocabulary, or `novel` has no `where`.
-    """
+    """Draws the words of a sampler from a model that computes on some device: iterating gives them chunk by chunk."""
 
     def __init__(
         self,
@@ -131,18 +111,13 @@ class Draw:
         self.next_logits = next_logits
         self.V, self.T = len(vocabulary), block_size
         self.device = device
-        contexts = self.V**self.T
-        self.looks_up = contexts <= rows_at_once(self.V, TABLE_CONTEXTS)
+        self.looks_up = rows_at_once(self.V, TABLE_CONTEXTS) >= self.V**self.T
         self.chunk = rows_at_once(self.V, CHUNK)
         self.tables: dict[bool, Tensor] = {}  # for `may_end`: the distributions of all contexts
         self.code_points = torch.tensor([0, *map(ord, vocabulary.characters)], dtype=torch.int32, device=device)
 
     def __iter__(self) -> Iterator[list[str]]:
-        """Draws chunk by chunk, and yields the names of each that are kept, until there are enough.
-
-        Raises:
-            ValueError: if `EMPTY_CHUNKS` in a row have none to keep.
-        """
+        """Draws chunk by chunk, and yields the names of each that are kept, until there are enough."""
         sampler, missing, empty, seen = self.sampler, self.sampler.num_names, 0, set[str]()
         rejects = sampler.unique or sampler.novel or sampler.regex is not None
         for number in count():
@@ -190,16 +165,7 @@ class Draw:
         return torch.stack(columns, dim=1).cpu().numpy().view(f"U{len(columns)}")[:, 0].tolist()
 
     def next(self, context: Tensor, u: Tensor, may_end: bool = True) -> Tensor:
-        """Draws the next character of each word.
-
-        Args:
-            context: (B, T) int64.
-            u: (B,) uniform random numbers in [0, 1).
-            may_end: whether the boundary may come up.
-
-        Returns:
-            (B,) int64.
-        """
+        """Draws the next characters (B,) after contexts (B, T) by uniform random numbers u (B,) in [0, 1)."""
         if not self.looks_up:
             return invert(self.cdf(context, may_end), u)
         if may_end not in self.tables:
@@ -240,16 +206,9 @@ def score_words(
     block_size: int,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Computes the log-probability of each word: of all its characters and of its end.
+    """Computes the log-probability of each of N words, of all its characters and of its end.
 
     Words are put into small letters if the vocabulary has no others.
-
-    Args:
-        words: any number N of words.
-        next_logits: contexts (B, T) int64 -> logits (B, V).
-        vocabulary: of the V tokens.
-        block_size: T.
-        device: where `next_logits` computes.
 
     Returns:
         (N,) float64 natural logarithms, on the CPU; -inf for a word with a character that is not in the vocabulary.

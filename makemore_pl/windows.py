@@ -21,7 +21,7 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
     (makemore part 2, "build the dataset").
 
     Args:
-        words: the words, in order.
+        words: in order.
         vocabulary: knows every character of the words.
         block_size: T, how many characters a context holds.
 
@@ -84,11 +84,11 @@ class Counts:
 
     def pairs(self, start: int, stop: int) -> slice:
         """Finds the pairs of the contexts from `start` to `stop`."""
-        return slice(int(self._begin[start]), int(self._begin[stop]))
+        return slice(*self._begin[[start, stop]].tolist())
 
     @cached_property
     def _begin(self) -> Tensor:
-        """Where the pairs of each context begin, and where the last one's end: (M + 1,) on the CPU."""
+        # Where the pairs of each context begin, and where the last one's end: (M + 1,) on the CPU.
         return torch.searchsorted(self.row.cpu(), torch.arange(len(self) + 1))
 
     def totals(self) -> Tensor:
@@ -102,16 +102,10 @@ class Counts:
 
 
 def count_windows(X: Tensor, Y: Tensor, vocab_size: int, n: Tensor | None = None) -> Counts:
-    """Collapses equal contexts into one, and counts what came next.
+    """Collapses equal contexts X (N, T) into one, and counts what came next, Y (N,), each n (N,) times or once.
 
     The mean cross-entropy over the contexts, weighted by their counts, is the mean over the windows, and so is its
     gradient: nothing is lost but the order.
-
-    Args:
-        X: (N, T) int64 contexts.
-        Y: (N,) int64 next characters.
-        vocab_size: V.
-        n: (N,) int64, how often each window occurs; once if omitted.
     """
     contexts, row = distinct(X, vocab_size)
     keys, n = add_up(row * vocab_size + Y, torch.ones_like(Y) if n is None else n)
@@ -124,16 +118,11 @@ def add_counts(first: Counts, second: Counts) -> Counts:
     return count_windows(X, torch.cat([first.y, second.y]), first.vocab_size, torch.cat([first.n, second.n]))
 
 
-WORDS_PER_PART = 2**17
-"""Words whose windows are held at a time while counting: about a million windows."""
+WORDS_PER_PART = 2**17  # about a million windows
 
 
 def count_words(words: Sequence[str], vocabulary: Vocabulary, block_size: int) -> Counts:
-    """Counts the windows of any number of words, part by part, without holding them all.
-
-    Returns:
-        What `count_windows` gives for `build_windows` of all words.
-    """
+    """Counts the windows of any number of words, part by part, without holding them all."""
     parts = (words[start : start + WORDS_PER_PART] for start in range(0, max(len(words), 1), WORDS_PER_PART))
     V = len(vocabulary)
     return reduce(add_counts, (count_windows(*build_windows(part, vocabulary, block_size), V) for part in parts))
@@ -158,10 +147,9 @@ def distinct(X: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     return rows, row
 
 
-CELLS_AT_ONCE = 2**22
-"""Predictions of single characters that are computed at a time, so that the memory is the same for any alphabet."""
+CELLS_AT_ONCE = 2**22  # contexts x characters
 
 
 def rows_at_once(vocab_size: int, most: int = 2**15) -> int:
-    """Computes for how many contexts the predictions of all V characters are held at a time."""
+    """Computes how many contexts to predict at a time, so that the memory is the same for any alphabet."""
     return max(1, min(most, CELLS_AT_ONCE // vocab_size))

@@ -10,16 +10,19 @@ from functools import cache
 from io import StringIO
 from pathlib import Path
 
+# Printed, these change the lines around them: control characters, separators of lines, embeddings, overrides and
+# isolates of direction. Surrogates are no characters.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that no word may have, since printed they change the lines around them: control characters, separators of
-lines and paragraphs, embeddings, overrides and isolates of direction; and surrogates, which are no characters."""
+# gzip, bzip2, xz, zstd and zip, which a workbook is as well.
+COMPRESSED = b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
+# A first line that is likelier the name of a column than a word.
+HEADER = re.compile(r"(\w+[ _-])?(names?|words?|titles?|labels?|towns?|city|cities|text)", re.IGNORECASE)
 
 
 def read_words(path: str | Path, encoding: str = "utf-8", column: int | str | None = None) -> list[str]:
-    """Reads a list of words.
+    """Reads a list of words, without blank lines and the space around a word.
 
-    Drops blank lines and the space around a word. Letters that look the same become the same: é is one character, also
-    where the file has an e and an accent (Unicode's NFC).
+    An e and an accent become the one character é (Unicode's NFC).
 
     Args:
         path: the list; `-` for stdin.
@@ -42,10 +45,6 @@ def read_words(path: str | Path, encoding: str = "utf-8", column: int | str | No
     if len(words) == 1 and (hint := looks_like(words)):
         raise ValueError(f"{path} {hint}")
     return words
-
-
-COMPRESSED = b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04"
-"""The first bytes of gzip, bzip2, xz, zstd and zip; a workbook is a zip archive."""
 
 
 def _read(path: str | Path, encoding: str) -> str:
@@ -93,16 +92,8 @@ def _column(text: str, column: int | str, path: str | Path) -> list[str]:
         raise ValueError(f"{path}, line {reader.line_num:,}: {error}; mend the quotes of this row") from None
 
 
-HEADER = re.compile(r"(\w+[ _-])?(names?|words?|titles?|labels?|towns?|city|cities|text)", re.IGNORECASE)
-"""A first line that is likelier the name of a column than a word."""
-
-
 def looks_like(words: Sequence[str]) -> str:
-    """Says what a list looks like and what to do, if its first words do not look like words; otherwise "".
-
-    Args:
-        words: of a list, one or more, as they are read without a column.
-    """
+    """Says what a list looks like and what to do, if its first words do not look like words; otherwise ""."""
     words = words[:1000]
     if all(word[0] in '[]{}"' for word in words):
         return "looks like JSON; write its words one a line, without quotes"
@@ -122,17 +113,8 @@ def split_words(
 ) -> tuple[list[str], list[str], list[str]]:
     """Shuffles the words and cuts them into train, validation and test (the lecture's 80/10/10).
 
-    Args:
-        words: the words, in the order of the list.
-        train_fraction: the share of the words to train on.
-        val_fraction: the share to validate on; the rest is for the test.
-        seed: of `random.Random`, as in the lecture.
-
-    Returns:
-        Three lists that hold every word once.
-
     Raises:
-        ValueError: if the fractions are out of range, or leave no word to train or validate on.
+        ValueError: if the shares are out of range, or leave no word to train or validate on.
     """
     both = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
     if not (0 < train_fraction <= 1 and val_fraction >= 0 and both <= 1):

@@ -131,13 +131,13 @@ def test_words_held_out_in_a_file_are_judged_whole(folder, call, names):
 
 
 @pytest.mark.parametrize("flag", ["--data.split_seed=7", "--data.train_fraction=0.7"])
-def test_another_split_than_that_of_the_run_is_warned_of(flag, folder, call):
+def test_another_split_than_that_of_the_run_is_warned_of_and_does_not_resume_it(flag, folder, call):
     assert call("fit", *FEW)[0] == 0
     name, value = flag.removeprefix("--data.").split("=")
     for command in (["validate"], ["test"], ["fit", "--ckpt_path", "last", "--trainer.max_steps", 6]):
         status, _, err = call(*command, flag)
-        assert status == 0, err
-        assert re.search(rf"^warning: .*trained on other words.*\({name} {value} instead of ", err, re.MULTILINE)
+        assert status == (2 if "fit" in command else 0), err
+        assert re.search(rf"^(warning|error): .*trained on other words.*\({name} {value} instead of ", err, re.MULTILINE)
 
 
 def test_a_list_may_come_from_stdin_and_what_is_odd_about_it_is_said(folder, call, monkeypatch):

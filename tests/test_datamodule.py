@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from test_ngram import kneser_ney
 
-from makemore_pl import NamesDataModule, Vocabulary, datamodule
+from makemore_pl import NamesDataModule, Vocabulary
 
 
 class Net(LightningModule):
@@ -122,6 +122,7 @@ def test_an_option_outside_its_range_is_refused(options, message):
 
 @pytest.mark.parametrize("batch_size", [None, 32])
 def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
+    # Those of minibatches are made when they are taken: 349,046 words of 12,045 characters would take 46 GB.
     data = NamesDataModule(num_words=400, batch_size=batch_size, smoothing=0.3, block_size=2)
     data.setup("fit")
     words, stoi = data.splits["train"], {character: i for i, character in enumerate(string.ascii_lowercase, start=1)}
@@ -134,21 +135,8 @@ def test_smoothed_targets_are_what_came_and_what_counting_expects(batch_size):
         x = tuple(X[row].tolist())
         seen = came[x] if batch_size is None else torch.eye(27)[windows[1][row]]
         p = torch.tensor([slow(x, y) for y in range(27)])
-        torch.testing.assert_close(Y[row], 0.7 * seen + 0.3 * seen.sum() * p)
+        torch.testing.assert_close(Y[row : row + 1][0], 0.7 * seen + 0.3 * seen.sum() * p)
     assert data.loader("val").tensors[1][:].dtype == torch.int64  # what is measured is not smoothed
-
-
-def test_smoothed_targets_are_the_same_held_or_made_batch_by_batch(monkeypatch):
-    """Those of all windows may not fit into memory: 349,046 words of 12,045 characters would take 46 GB."""
-    held, made = few(smoothing=0.5), few(smoothing=0.5)
-    held.setup("fit")
-    monkeypatch.setattr(datamodule, "CELLS_HELD", 0)
-    made.setup("fit")
-    assert torch.is_tensor(held.tensors["train"][1])
-    assert not torch.is_tensor(made.tensors["train"][1])
-    for (X, Y), (same, targets) in zip(held.train_dataloader(), made.train_dataloader(), strict=True):
-        assert torch.equal(X, same)
-        assert torch.equal(Y, targets)
 
 
 # The order of batches.
