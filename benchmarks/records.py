@@ -14,7 +14,7 @@ import torch
 from run import HERE, best_model, fit, like_the_command_line, machine
 
 from makemore_pl import MLP, NamesDataModule, NGram
-from makemore_pl.comparison import Comparison, Mixture, entropy, loss
+from makemore_pl.comparison import Comparison, Mixture, loss
 from makemore_pl.ngram import Smoothed
 from makemore_pl.windows import count_words
 
@@ -95,7 +95,6 @@ def judge(title, models, seconds, together=False):
 
 
 def counting(block_size):
-    """The row of Kneser-Ney alone."""
     counts, floor = splits(block_size)
     begin = time.perf_counter()
     predictor = NGram(counts["train"])
@@ -110,7 +109,8 @@ def splits(block_size):
     data = NamesDataModule(block_size=block_size)
     counts = {name: data.count(name) for name in ("train", "val", "test")}
     counts["val, new words"] = count_words(data.unseen(data.splits["val"]), data.vocabulary, block_size)
-    return counts, entropy(counts["train"])
+    train, n = counts["train"], counts["train"].n.double()
+    return counts, -(n * (n / train.totals()[train.row]).log()).sum().item() / n.sum().item()
 
 
 def printed(row):

@@ -20,25 +20,14 @@ class Batches:
     An item is the batch of one update, or a block of several. Items are counted over the whole run: during a fit, the
     Trainer, whose checkpoints hold how many it took, says which one is next. Outside of a fit, each pass through the
     loader begins where the last one ended. Several processes share the rows of each batch.
-
-    Args:
-        tensors: X (N, T) and Y (N,) or (N, V); or objects that compute rows when they are indexed.
-        batch_size: B, rows per batch over all processes; all rows if omitted.
-        seed: for the order of the rows, a new one in each pass over them, wherever epochs end. If omitted, each epoch
-            gives all rows in order.
-        replacement: draw each row of a batch anew from all N, as in the lecture, instead of each row once per pass.
-        steps_per_epoch: updates in an epoch; if omitted, one pass.
-        steps_per_execution: K, updates in an item. Above 1, an item is a block: X (K, B, T) and Y (K, B). K divides
-            the updates of an epoch.
-        trainer: knows the number of processes and, during its fit, which item is next.
     """
 
-    tensors: tuple[Any, Any]
-    batch_size: int = 0
-    seed: int | None = None
-    replacement: bool = False
-    steps_per_epoch: int = 0
-    steps_per_execution: int = 1
+    tensors: tuple[Any, Any]  # X (N, T) and Y (N,) or (N, V); or objects that compute rows when they are indexed
+    batch_size: int = 0  # B, rows per batch over all processes; 0: all rows
+    seed: int | None = None  # for an order that is new in each pass over the rows; None: each epoch in order
+    replacement: bool = False  # draw each row of a batch anew from all N, as in the lecture
+    steps_per_epoch: int = 0  # updates in an epoch; 0: one pass
+    steps_per_execution: int = 1  # K, updates in an item; above 1 it is a block, X (K, B, T) and Y (K, B)
     trainer: Trainer | None = None
 
     def __post_init__(self) -> None:

@@ -98,12 +98,12 @@ class RunCheckpoint(ModelCheckpoint):
 
 def new_folder(root: str | Path) -> Path:
     """Makes the folder of a new run; of two runs that start at the same moment, each gets its own."""
-    runs, number = Path(root, RUNS), 0
-    runs.mkdir(parents=True, exist_ok=True)
+    number = 0
     while True:
+        folder = Path(root, RUNS, f"version_{number}")
         try:
-            Path(runs, f"version_{number}").mkdir()
-            return Path(runs, f"version_{number}")
+            folder.mkdir(parents=True)
+            return folder
         except FileExistsError:
             number += 1
 

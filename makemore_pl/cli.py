@@ -82,17 +82,14 @@ class CLI(LightningCLI):
         assert isinstance(parser, Parser)
         parser.link_arguments("model.block_size", "data.block_size")
         if parser.command == "fit":
-            text = "draw in TensorBoard what the network learns"
-            parser.add_argument("--pictures", type=bool, default=True, help=text)
-            text = "begin with the weights of another run: best, last or a file"
-            parser.add_argument("--init_from", type=str | None, help=text)
+            parser.add_argument("--pictures", type=bool, default=True)
+            parser.add_argument("--init_from", type=str | None)
         if parser.command == "validate":
-            splits = Literal["train", "val", "test"]
-            parser.add_argument("--split", type=splits, default="val", help="the words that the table is about")
+            parser.add_argument("--split", type=Literal["train", "val", "test"], default="val")
         if parser.command == "predict":
             parser.add_class_arguments(Request, "sample", skip={"where"})
         if parser.command == "export":
-            parser.add_argument("--ckpt_path", type=str | None, help="`best` or `last` of the newest run, or a file")
+            parser.add_argument("--ckpt_path", type=str | None)
         if parser.command in ("", *TRAINING):
             # The list decides the alphabet ...
             characters = attrgetter("characters")
@@ -226,15 +223,13 @@ class CLI(LightningCLI):
         report(self.trainer, self.model, self.datamodule, self.command("predict"))
 
     def validate(self, **_: Any) -> None:
-        """Prints the metrics of the network, and its loss beside counting."""
         self.judge(self.trainer.validate, self.config_init["validate"].split)
 
     def test(self, **_: Any) -> None:
-        """Does the same on the test words."""
         self.judge(self.trainer.test, "test")
 
     def judge(self, evaluate: Callable[..., Any], split: str) -> None:
-        """Evaluates the network on a split, and prints its losses beside counting."""
+        """Prints the metrics of the network on a split, and its losses beside counting."""
         trained = resume.trained_words(self.source, self.datamodule)
         evaluate(self.model, self.datamodule.loader(split))
         if self.trainer.is_global_zero:
@@ -242,7 +237,6 @@ class CLI(LightningCLI):
             print(*table(compared.losses(*sets.values()), sets), sep="\n", flush=True)
 
     def predict(self, **_: Any) -> None:
-        """Samples or scores."""
         request = self.config_init["predict"].sample
         request.where = self.datamodule.where
         if request.counting:
@@ -250,7 +244,6 @@ class CLI(LightningCLI):
         self.trainer.predict(self.model, dataloaders=request, return_predictions=False)
 
     def export(self, output: str, **_: Any) -> None:
-        """Writes an interactive page of the network."""
         export(self.trainer, self.model, output)
 
 

@@ -40,13 +40,7 @@ class Mixture:
 
 
 class Comparison:
-    """A network, Kneser-Ney over its training windows, and the two mixed.
-
-    Args:
-        network: contexts (B, T) int64 -> logits (B, V).
-        train: the training windows of the network, to count; None to omit counting.
-        val: the windows to choose the weight of the mixture on; None to omit the mixture.
-    """
+    """A network, Kneser-Ney over its training windows, and the two mixed in the shares that are best on val."""
 
     def __init__(self, network: NextLogits, train: Counts | None, val: Counts | None) -> None:
         self.predictors = {"network": network}
@@ -81,17 +75,7 @@ def look_up(predictor: NextLogits, counts: Counts) -> Tensor:
 
 def loss(predictor: NextLogits, counts: Counts) -> float:
     """Computes the mean negative log likelihood of what came next."""
-    return mean_nll(look_up(predictor, counts), counts.n)
-
-
-def mean_nll(log_p: Tensor, n: Tensor) -> float:
-    """Computes the loss from the log-probabilities of pairs (P,) that came n times."""
-    return -(n * log_p).sum().item() / n.sum().item()
-
-
-def entropy(counts: Counts) -> float:
-    """Computes the conditional entropy given the contexts: no predictor from them has a smaller mean loss."""
-    return mean_nll((counts.n.double() / counts.totals()[counts.row]).log(), counts.n)
+    return -(counts.n * look_up(predictor, counts)).sum().item() / counts.n.sum().item()
 
 
 def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:

@@ -28,14 +28,7 @@ class Training(NamedTuple):
 
 
 def choose(windows: int, contexts: int, vocab_size: int, given: Callable[[str], bool]) -> list[str]:
-    """Chooses flags for a list, and the EarlyStopping of a run whose length is chosen.
-
-    Args:
-        windows: N, the examples of its training split.
-        contexts: M, the distinct contexts among them.
-        vocab_size: V.
-        given: tells whether the user has given a flag, or one that begins with it; it is not chosen then.
-    """
+    """Chooses flags for a list, unless they are `given`, and the EarlyStopping of a run whose length is chosen."""
     row = training(windows, contexts, vocab_size)
     chosen = {
         "data.batch_size": row.batch_size,
@@ -59,7 +52,7 @@ def choose(windows: int, contexts: int, vocab_size: int, given: Callable[[str], 
 
 
 def training(N: int, M: int, V: int) -> Training:
-    """Finds the row of the table."""
+    """Finds the row for a training split of N windows with M distinct contexts, and V characters."""
     if M * V <= 2**20:  # small enough for updates that take all windows
         if N < 5 * M:  # a thousand words
             return Training(None, 0.8, 2.0, 0.015, 500)

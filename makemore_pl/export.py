@@ -3,7 +3,6 @@
 import base64
 import json
 from importlib import resources
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,22 +13,9 @@ from makemore_pl.report import say
 
 
 def export(trainer: Trainer, model: MLP, output: str = "playground.html") -> None:
-    """Writes an interactive page of the network.
-
-    Args:
-        trainer: whose first rank writes.
-        model: with its weights.
-        output: the HTML file.
-
-    Raises:
-        ValueError: if the network is not MLP's own, which the page computes.
-    """
-    if (type(model).forward, type(model).hidden) != (MLP.forward, MLP.hidden):
+    """Writes an interactive page of the network to an HTML file."""
+    if model.network() != MLP.network():
         raise ValueError(f"the page computes the network of MLP, and {type(model).__name__} has another one")
-    if Path(output).suffix.lower() != ".html":
-        raise ValueError(
-            f"output is {output}: expected a name that ends in .html (docs/python.md has ONNX, safetensors)"
-        )
     if trainer.is_global_zero:
         page = as_page(model)
         write_whole(output, page)

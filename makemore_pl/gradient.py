@@ -44,15 +44,7 @@ def sgd_steps(
     than its arithmetic, and NumPy's calls cost half of torch's. It works on the memory of the tensors themselves; those
     of a GPU are copied to the CPU and back.
 
-    Args:
-        C: (V, E) embeddings.
-        W1: (T*E, H) hidden weights.
-        b1: (H) hidden biases.
-        W2: (H, V) output weights.
-        b2: (V) output biases.
-        X: (K, B, T) int64 contexts.
-        Y: (K, B) int64 next characters.
-        lrs: K learning rates.
+    The shapes: C (V, E), W1 (T*E, H), b1 (H), W2 (H, V), b2 (V), X (K, B, T), Y (K, B), and K learning rates.
 
     Returns:
         The mean loss of the K batches, each before its update.

@@ -17,35 +17,20 @@ from makemore_pl.model import MLP
 from makemore_pl.optimization import make_optimizer
 from makemore_pl.report import command_line, describe, say, shown
 
-LOWEST, HIGHEST = 0.001, 1.0
-"""The lecture's learning rates, from 10^-3 to 10^0, equally far apart in the exponent."""
-
-POINTS = 100
-"""The number of points that the raw losses are averaged to, which removes most of the noise of minibatches."""
-
-LINEAR_SHARE = 0.5
-"""The mean learning rate over a run of the linear schedule, as a share of its peak."""
-
 
 def lr_find(trainer: Trainer, model: MLP, datamodule: NamesDataModule, num_steps: int | None = None) -> None:
     """Takes a step at each of many learning rates from 0.001 to 1 (makemore part 2), and prints the command to train.
 
     The curve goes to TensorBoard and to lr_find.png in the folder of the run. The linear schedule is at its peak for a
     moment only: its mean over the run is what compares with a rate for all steps, so the peak is twice that.
-
-    Args:
-        trainer: gives device, precision and folder; it trains nothing.
-        model: not yet trained.
-        datamodule: its data.
-        num_steps: how many learning rates to try; if omitted 1,000, or 200 where each step takes all windows.
     """
     num_steps = num_steps or (200 if datamodule.takes_all else 1000)
     if num_steps < 2:
         raise ValueError(f"num_steps is {num_steps}: expected 2 or more")
     describe(datamodule, model)
-    lrs = [LOWEST * (HIGHEST / LOWEST) ** (step / (num_steps - 1)) for step in range(num_steps)]
+    lrs = [10 ** (3 * step / (num_steps - 1) - 3) for step in range(num_steps)]
     losses = take_steps(trainer, model, datamodule, lrs)
-    peaks = [lr / LINEAR_SHARE for lr in lrs] if model.hparams["schedule"] == "linear" else lrs
+    peaks = [2 * lr for lr in lrs] if model.hparams["schedule"] == "linear" else lrs
     found = valley(peaks, losses)
     folder = Path(trainer.log_dir or trainer.default_root_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,15 +71,11 @@ def valley(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float,
     The valley is the longest fall of the loss over the logarithm of the learning rate: the longest sequence of points
     each below the one before, others between them ignored. Its last third is good, the middle of that the suggestion.
 
-    Args:
-        lrs: learning rates, equally far apart in their logarithm.
-        losses: the loss at each; from the first that is no finite number on, they do not count.
-
     Returns:
         The suggestion, and the lowest and highest that are good.
     """
     end = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), len(losses))
-    size = max(1, len(losses) // POINTS)
+    size = max(1, len(losses) // 100)  # the mean of a few steps has less noise
     places = [slice(start, start + size) for start in range(0, end - size + 1, size)]
     points = [(fmean(map(math.log, lrs[place])), fmean(losses[place])) for place in places]
     fall = longest_fall([loss for _, loss in points])

@@ -113,13 +113,7 @@ class MLP(LightningModule):
     def loss(logits: Tensor, Y: Tensor, reduction: Literal["mean", "sum"] = "mean") -> Tensor:
         """Computes the negative log likelihood of the next characters (paper, section 2), in float32 at least.
 
-        Args:
-            logits: (B, V).
-            Y: (B,) int64 next characters, or (B, V) int64 counts of how often each came next.
-            reduction: the mean over the windows, or their sum.
-
-        Returns:
-            A scalar, the same for both forms of Y.
+        It is the same for next characters Y (B,) int64 and for counts (B, V) of how often each came next.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         nll = F.cross_entropy(logits, Y if Y.ndim == 1 else Y.to(logits.dtype), reduction="sum")
@@ -192,8 +186,9 @@ class MLP(LightningModule):
         if isinstance(X, Tensor) and X.dtype == torch.int64 and X.shape[1:] == (self.block_size,):
             return cast(Tensor, self(X))
         given = f"{tuple(X.shape)} {X.dtype}" if isinstance(X, Tensor) else type(X).__name__
-        expected = f"a Sampler, batches of words, or contexts (B, {self.block_size}) int64"
-        raise ValueError(f"predict: the loader gives {given}; expected {expected}")
+        raise ValueError(
+            f"predict: the loader gives {given}; pass a Sampler, words, or contexts (B, {self.block_size}) int64"
+        )
 
     def score(self, words: Sequence[str]) -> list[float]:
         """Computes the natural logarithm of the probability of each word and its end: -inf for an unknown character."""

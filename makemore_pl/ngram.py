@@ -106,8 +106,8 @@ def discounts(n: Tensor) -> Tensor:
 class Smoothed:
     """Targets of contexts X (N, T), made where they are indexed: those of all N windows may not fit into memory.
 
-    `targets[rows]` is (B, V) float32, for a slice or (B,) int64: `smooth` of Y, (N,) next characters or the counts of N
-    distinct contexts. They are made on the CPU, for a device.
+    `targets[rows]` is (B, V) float32, for a slice or (B,) int64: what came next, Y (N,) or the counts of N contexts,
+    mixed with a share from 0 to 1 of what is expected. Each row sums to its number of windows.
     """
 
     X: Tensor
@@ -125,15 +125,7 @@ class Smoothed:
         rows = rows.cpu() if isinstance(rows, Tensor) else rows
         # A quarter of the windows of short words have the same context, the empty one.
         contexts, place = distinct(self.X[rows], self.vocab_size)
-        P = self.expected(contexts).exp()[place]
-        return smooth(self.Y[rows], P, self.share).to(self.device)
-
-
-def smooth(Y: Tensor, P: Tensor, share: float) -> Tensor:
-    """Mixes what came next, Y (N,) or counts (N, V), with a share from 0 to 1 of predicted probabilities P (N, V).
-
-    Returns:
-        (N, V) float32 targets for a network; each row sums to its number of windows.
-    """
-    seen = F.one_hot(Y, P.shape[1]) if Y.ndim == 1 else Y
-    return torch.lerp(seen.to(P.dtype), P * seen.sum(dim=1, keepdim=True), share).float()
+        P, seen = self.expected(contexts).exp()[place], self.Y[rows]
+        if seen.ndim == 1:
+            seen = F.one_hot(seen, self.vocab_size)
+        return torch.lerp(seen.to(P.dtype), P * seen.sum(dim=1, keepdim=True), self.share).float().to(self.device)

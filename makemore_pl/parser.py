@@ -120,7 +120,7 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **kwargs)
         self.command = command
         if command is not None:
-            self.add_argument("-c", "--config", action=RecipeFile, help="a recipe by its name, or a YAML file")
+            self.add_argument("-c", "--config", action=RecipeFile)
 
     def format_help(self, *args: Any) -> str:
         usage = f"usage: makemore_pl {self.command or 'COMMAND'} [--flag value ...]\n\n"

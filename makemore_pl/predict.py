@@ -14,8 +14,7 @@ from makemore_pl.report import say
 from makemore_pl.sampling import SEED, Sampler
 from makemore_pl.words import read_words
 
-SCORED = 2**12
-"""Words scored at a time: their windows fit into any memory."""
+SCORED = 2**12  # words at a time: their windows fit into any memory
 
 
 @dataclass(eq=False)
@@ -55,17 +54,13 @@ def mix_with_counting(model: MLP, data: NamesDataModule) -> None:
 
 
 class NamesWriter(Callback):
-    """Writes names or scores as they come; of several processes, which all have them, the first one writes.
-
-    Args:
-        request: what to draw or score.
-    """
+    """Writes names or scores as they come; of several processes, which all have them, the first one writes."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Reads the words to score, gives all ranks the same request, and says how to repeat the names."""
+        """Gives all ranks the same words to score or the same seed, and says how to repeat the names."""
         request = self.request
         if request.score is not None and trainer.is_global_zero:
             request.words = read_words(request.score)
@@ -83,7 +78,6 @@ class NamesWriter(Callback):
             print("\n".join(outputs), flush=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Counts the words that could not be scored."""
         words, vocabulary = self.request.words, pl_module.vocabulary
         odd = [odd for word in words if (odd := set(vocabulary.in_its_case(word)) - vocabulary.stoi.keys())]
         if odd:

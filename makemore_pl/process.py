@@ -6,15 +6,13 @@ import signal
 import sys
 from typing import Any
 
-hint = ""
-"""How to continue after a signal: the end of the line that `stop` prints."""
+hint = ""  # how to resume: the end of the line that `stop` prints
 
 
 def stop(number: int, *_: Any) -> None:
     """Ends the process at once, with one line and exit status 130 or 143.
 
-    A signal is then a kill like any other: checkpoints are whole at any moment, and the resumed run is exact. An
-    exception instead could leave torch, Lightning or another process waiting.
+    A signal is then a kill like any other. An exception could leave torch, Lightning or another process waiting.
     """
     if is_first():
         cursor = "\033[?25h\n" if os.isatty(2) else ""  # a progress bar hides it
@@ -34,12 +32,9 @@ def is_first() -> bool:
 
 
 def end_unless_first() -> None:
-    """Ends a process that is done before the first one is, without the destructors of torch.
-
-    On a busy machine these abort one process of ten, and torchrun then ends the first one while it reports (LOG.md).
-    """
+    """Ends a process that is done before the first one is."""
     if not is_first():
-        os._exit(0)
+        os._exit(0)  # torch's destructors abort one process of ten, and torchrun then ends the first one (LOG.md)
 
 
 def end_with_parent() -> None:
@@ -53,10 +48,7 @@ def end_with_parent() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory instead of returning every block of some megabytes to the system.
-
-    Otherwise each update gets the same blocks back page by page, a quarter of its time on counted rows.
-    """
+    """Has glibc keep freed memory: to get it back page by page takes a quarter of an update's time on counted rows."""
     M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, gigabyte = -1, -3, 2**30
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, gigabyte)

@@ -20,19 +20,11 @@ from makemore_pl.model import MLP
 from makemore_pl.windows import Counts, count_words
 from makemore_pl.words import looks_like
 
-MOST_CELLS = 2**26
-"""The most contexts x characters of a training split that a fit evaluates at its end."""
-
-FEW_WORDS = 50
-"""Up to this number, the loss of validation words says little."""
-
 
 @rank_zero_only
 def say(line: str) -> None:
     """Prints a line to stderr; stdout is for names and tables."""
-    # A line may quote a file, and control characters would move the cursor of a terminal.
-    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in line)
-    print(shown, file=sys.stderr, flush=True)
+    print(line, file=sys.stderr, flush=True)
 
 
 def four_digits(loss: float) -> str:
@@ -73,8 +65,7 @@ def compare(
 ) -> tuple[Comparison, dict[str, Counts]]:
     """Compares a network with counting the words that it was trained on, if they are known, and with both mixed.
 
-    Returns:
-        The comparison; and by name the windows to judge on: of some splits of `data`, and of their words not in train.
+    With it come by name the windows to judge on: of some splits of `data`, and of their words that are not in train.
     """
     device = trainer.strategy.root_device
     trainer.precision_plugin.convert_module(model.eval().to(device))
@@ -90,7 +81,7 @@ def compare(
         unseen = (trained or data).unseen(data.splits[split])
         if split != "train" and 0 < len(unseen) < len(data.splits[split]):
             sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
-        if len(data.splits[split]) <= FEW_WORDS:
+        if len(data.splits[split]) <= 50:
             say(f"{name} has only {len(data.splits[split])} words: its losses are mostly chance")
     counting = trained and trained.count("train")
     held_out = trained and trained.hparams["val_fraction"] and trained.count("val")
@@ -128,7 +119,7 @@ def say_losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
     """Prints the losses of the network, of counting and of their mixture, and what to make of them."""
     train = data.count("train")
     # Over a large training split it would take long.
-    splits = ["train", "val"] if len(train) * train.vocab_size <= MOST_CELLS else ["val"]
+    splits = ["train", "val"] if len(train) * train.vocab_size <= 2**26 else ["val"]
     compared, sets = compare(model, data, data, trainer, splits)
     losses = compared.losses(*sets.values())
     for line in table(losses, sets):

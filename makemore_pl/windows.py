@@ -44,32 +44,19 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
     return X, Y
 
 
-def show_windows(X: Tensor, Y: Tensor, vocabulary: Vocabulary) -> str:
-    """Draws windows as the notebook does, one a line: `emm --> a`."""
-    pairs = zip(X.tolist(), Y.tolist(), strict=True)
-    return "\n".join(f"{vocabulary.decode(x)} --> {vocabulary.decode([y])}" for x, y in pairs)
-
-
 @dataclass(frozen=True, eq=False)
 class Counts:
     """Distinct contexts, and how often each character came next: only the P pairs that occur.
 
     Almost all of the contexts x V counts of a list are zero, and for an alphabet of thousands they would fill any
     memory. `counts[start:stop]` makes those of some contexts, as a loader or a loss takes them.
-
-    Args:
-        contexts: (M, T) int64, distinct, in lexicographic order.
-        row: (P,) int64, the place of a pair's context among them, ascending.
-        y: (P,) int64, the character that came next, ascending within a context.
-        n: (P,) int64, how often it did.
-        vocab_size: V.
     """
 
-    contexts: Tensor
-    row: Tensor
-    y: Tensor
-    n: Tensor
-    vocab_size: int
+    contexts: Tensor  # (M, T) int64, distinct, in lexicographic order
+    row: Tensor  # (P,) int64, the place of a pair's context among them, ascending
+    y: Tensor  # (P,) int64, the character that came next, ascending within a context
+    n: Tensor  # (P,) int64, how often it did
+    vocab_size: int  # V
 
     def __len__(self) -> int:
         """M, the number of contexts."""

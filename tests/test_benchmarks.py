@@ -1,8 +1,11 @@
 """The benchmarks run, on little data: what they measure is no test's business."""
 
 import json
+import math
+from collections import Counter
 from importlib import import_module
 
+import notebook
 import pytest
 import torch
 from conftest import ROOT
@@ -29,6 +32,16 @@ def test_a_fit_and_its_peers_are_timed(benchmark, tmp_path):
     assert isinstance(run.best_model(cli), MLP)
     peers.time_usual_lightning(2, tmp_path)
     run.bare_loop(steps=2, validate_every=1)
+
+
+def test_the_floor_of_block_size_3(benchmark, names):
+    """By plain counting; others measured 1.8691, perhaps in another order of the names."""
+    train, _, _ = notebook.split(names)
+    X, Y = (tensor.tolist() for tensor in notebook.build_dataset(train, notebook.stoi(names)))
+    contexts, pairs = Counter(map(tuple, X)), Counter(zip(map(tuple, X), Y, strict=True))
+    expected = -sum(n * math.log(n / contexts[x]) for (x, _), n in pairs.items()) / len(Y)
+    assert expected == pytest.approx(1.8691, abs=0.0005)
+    assert benchmark("records").splits(3)[1] == pytest.approx(expected, abs=1e-9)
 
 
 @torch.no_grad()

@@ -1,6 +1,4 @@
-import math
 import re
-from collections import Counter
 
 import notebook
 import pytest
@@ -9,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from makemore_pl import MLP, NGram, windows
-from makemore_pl.comparison import Comparison, Mixture, best_weight, entropy, loss
+from makemore_pl.comparison import Comparison, Mixture, best_weight, loss
 from makemore_pl.report import table
 from makemore_pl.windows import Counts, count_words
 
@@ -47,16 +45,6 @@ def test_the_weight_of_the_mixture_is_the_best_of_all(seed):
         return -((w * tables[0].exp() + (1 - w) * tables[1].exp()).log() * counts).sum().item() / counts.sum().item()
 
     assert loss(weight) <= min(loss(w / 100) for w in range(101)) + 1e-5
-
-
-def test_the_floor_of_block_size_3(names):
-    """By plain counting; others measured 1.8691, perhaps in another order of the names."""
-    train, _, _ = notebook.split(names)
-    X, Y = (tensor.tolist() for tensor in notebook.build_dataset(train, notebook.stoi(names)))
-    contexts, pairs = Counter(map(tuple, X)), Counter(zip(map(tuple, X), Y, strict=True))
-    expected = -sum(n * math.log(n / contexts[x]) for (x, _), n in pairs.items()) / len(Y)
-    assert expected == pytest.approx(1.8691, abs=0.0005)
-    assert entropy(count_words(train, MLP().vocabulary, 3)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_comparison_has_the_network_counting_and_their_mixture(names):

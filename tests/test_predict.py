@@ -136,6 +136,6 @@ def test_a_loader_of_words_is_scored_and_one_of_contexts_gives_logits():
     ],
 )
 def test_any_other_loader_gets_one_line(loader, given):
-    expected = r"a Sampler, batches of words, or contexts \(B, 3\) int64$"
-    with pytest.raises(ValueError, match=f"^predict: the loader gives {given}; expected {expected}"):
+    expected = r"pass a Sampler, words, or contexts \(B, 3\) int64$"
+    with pytest.raises(ValueError, match=f"^predict: the loader gives {given}; {expected}"):
         trainer().predict(MLP(), loader)

@@ -243,7 +243,9 @@ def test_a_resumed_run_keeps_its_best_score_and_takes_no_other_list(lists, fit):
     assert (steps("last"), steps("best")) == (35, 30)
     before = ends()
     said = fit("--ckpt_path last --data.path two.txt --trainer.max_steps 50", mistake=True)
-    assert re.search(r"two.txt: the run was trained on other words \(another list\); .*: --init_from \S+last.ckpt$", said)
+    assert re.search(
+        r"two.txt: the run was trained on other words \(another list\); .*: --init_from \S+last.ckpt$", said
+    )
     assert ends() == before
 
 

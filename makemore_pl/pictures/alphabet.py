@@ -12,17 +12,9 @@ import torch
 from makemore_pl.vocabulary import BOUNDARY, Vocabulary
 from makemore_pl.windows import Counts
 
-FONT = "DejaVu Sans"
-"""Shipped with matplotlib; it has Latin, Greek, Cyrillic, Hebrew and Arabic letters."""
-
-LETTERS = 100
-"""Characters on the map and in the projector, at most: more would hide each other."""
-
-ALPHABETS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")
-"""The first words of the Unicode names of letters that are vowels or consonants."""
-
+FONT = "DejaVu Sans"  # comes with matplotlib; it has Latin, Greek, Cyrillic, Hebrew and Arabic letters
+ALPHABETS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN")  # their letters are vowels or consonants
 VOWELS = "aeiouæœøı" + "αεηιουω" + "аеиоуыэюяєі" + "աեէըիոօ" + "აეიოუ"  # noqa: RUF001 (they look alike)
-"""In these alphabets, in lower case, without accents."""
 
 
 def kind(character: str) -> str:
@@ -32,11 +24,6 @@ def kind(character: str) -> str:
     if not base.isalpha() or not unicodedata.name(base, "").startswith(ALPHABETS) or lower in "ьъ":
         return "other"
     return "vowel" if base in VOWELS and lower not in "йў" else "consonant"
-
-
-def kinds(vocabulary: Vocabulary) -> list[str]:
-    """The kinds of all V tokens, of which the first is the `boundary`."""
-    return ["boundary", *map(kind, vocabulary.characters)]
 
 
 def visible(character: str) -> str:
@@ -52,9 +39,8 @@ def visible(character: str) -> str:
 def find_fonts(characters: str) -> tuple[list[str], set[str]]:
     """Finds the font of this machine with the most of the characters that `FONT` lacks.
 
-    Returns:
-        The families, of which matplotlib takes for each character the first that has it, and the characters that both
-        lack.
+    Matplotlib takes for each character the first of the families that has it. With them come the characters that no
+    family has.
     """
     from matplotlib.font_manager import fontManager, get_font
 
@@ -82,14 +68,9 @@ def tokens(vocabulary: Vocabulary) -> list[str]:
 
 
 def most_frequent(vocabulary: Vocabulary, counts: Iterable[Counts] = ()) -> list[int]:
-    """Chooses the tokens that a figure shows: the boundary, and then the characters by frequency, at most `LETTERS`.
-
-    Args:
-        vocabulary: of V tokens.
-        counts: of some splits; where they do not tell, the order is that of the vocabulary.
-    """
+    """Chooses the tokens that a figure shows: the boundary, and the 100 most frequent characters of some splits."""
     often = torch.zeros(len(vocabulary), dtype=torch.int64)
     for split in counts:
         often.index_add_(0, split.y.cpu(), split.n.cpu())
     often[BOUNDARY] = often.sum() + 1
-    return often.argsort(descending=True, stable=True)[: LETTERS + 1].tolist()
+    return often.argsort(descending=True, stable=True)[:101].tolist()

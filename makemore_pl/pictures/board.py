@@ -1,8 +1,5 @@
 """What a run learns, in TensorBoard: pictures, names, histograms and charts at a few steps."""
 
-import functools
-import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,64 +16,32 @@ from makemore_pl.pictures import figures
 from makemore_pl.pictures.alphabet import most_frequent, visible
 from makemore_pl.windows import Counts
 
-NAMES = 10
-"""Names sampled at each drawing."""
-
-ROWS = 200
-"""Contexts in the picture of the hidden layer."""
-
-FURTHER = 5
-"""A drawing comes at this many times the step of the last one, so a run of any length has a few."""
-
-LAYOUT = {"loss": {"loss": ["Multiline", ["train/loss$", "val/loss$", "val/loss_kneser_ney$"]]}}
-"""The tab "Custom scalars": a chart of three curves, named by regular expressions."""
-
-COLUMNS = ("batch_size", "embedding_dim", "hidden_size", "lr", "optimizer")
-"""Options in the table of runs, as many as TensorBoard shows; config.yaml has them all."""
-
-log = logging.getLogger(__name__)
-
-
-def harmless(hook: Callable[..., None]) -> Callable[..., None]:
-    """Makes a hook do nothing without a logger; after an error the run continues without pictures."""
-
-    @functools.wraps(hook)
-    def run(self: "Board", *arguments: Any) -> None:
-        try:
-            if self.logger is not None:
-                hook(self, *arguments)
-        except Exception as error:
-            self.logger = None
-            log.warning("pictures are off: %s", " ".join(f"{type(error).__name__}: {error}".split()))
-
-    return run
+CHART = ["train/loss$", "val/loss$", "val/loss_kneser_ney$"]  # in the tab "Custom scalars", as regular expressions
+COLUMNS = ("batch_size", "embedding_dim", "hidden_size", "lr", "optimizer")  # as many as TensorBoard's table shows
 
 
 class Board(Callback):
     """Writes pictures and figures of a run to its TensorBoard logger; for an MLP and a NamesDataModule.
 
-    It draws before the first update, at the end, and at a few validations between. It works on a copy of the weights
-    on the CPU and on no global random generator, so the training is the same with and without it.
-
-    A picture at step N shows the weights after N updates.
+    It draws before the first update, at the end, and at a few validations between: at step N the weights after N
+    updates. It works on a copy of them on the CPU and on no global random generator, so the training is the same with
+    and without it.
 
     Args:
         recipe: the flags of the run as Markdown, its first text.
     """
 
-    logger: Any = None  # None also with another logger, on other ranks, after an error
+    logger: Any = None
 
     def __init__(self, recipe: str = "") -> None:
         self.recipe = recipe
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Takes the logger of the run."""
-        ours = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        self.logger = ours[0] if ours and stage == "fit" and trainer.is_global_zero else None
-
-    @harmless
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Counts, writes the layout of the charts, and draws the initial weights."""
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        self.logger = loggers[0] if loggers and trainer.is_global_zero else None
+        if self.logger is None:
+            return
         data: NamesDataModule = trainer.datamodule  # type: ignore[attr-defined]
         train, val = data.count("train"), data.count("val")
         assert isinstance(pl_module, MLP)
@@ -84,21 +49,21 @@ class Board(Callback):
         self.points: Tensor | None = None
         self.characters = most_frequent(self.still.vocabulary, [train, val])
         self.contexts = frequent_contexts(val)
-        self.rows = train.contexts[torch.linspace(0, len(train) - 1, min(ROWS, len(train))).long()].cpu()
+        self.rows = train.contexts[torch.linspace(0, len(train) - 1, min(200, len(train))).long()].cpu()
         self.counting = loss(NGram(train), val)
-        self.logger.experiment.add_custom_scalars(LAYOUT)
+        self.logger.experiment.add_custom_scalars({"loss": {"loss": ["Multiline", CHART]}})
         self.logger.experiment.add_text("recipe", self.recipe, updates(trainer))
         self.draw(trainer, pl_module)
 
-    @harmless
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draws if the step is several times that of the last drawing."""
-        if not trainer.sanity_checking and updates(trainer) >= max(1, FURTHER * self.drawn):
+        """Draws at five times the step of the last drawing, so a few times in a run of any length."""
+        if self.logger and updates(trainer) >= max(1, 5 * self.drawn):
             self.draw(trainer, pl_module)
 
-    @harmless
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draws the final weights, and writes the projector and the table of runs."""
+        if self.logger is None:
+            return
         if updates(trainer) > self.drawn:
             self.draw(trainer, pl_module)
         C, vocabulary = self.still.C.detach().float(), self.still.vocabulary
@@ -128,7 +93,7 @@ class Board(Callback):
         for name, weight in still.named_parameters():
             writer.add_histogram(f"weights/{name}", weight, self.drawn)
         writer.add_scalar("val/loss_kneser_ney", self.counting, self.drawn)
-        names = still.sample(NAMES)  # the first that `predict` would print
+        names = still.sample(10)  # the first that `predict` would print
         places = trainer.datamodule.where(names)  # type: ignore[attr-defined]
         # Four spaces before each line: Markdown then shows any character as it is.
         lines = [f"    {split:5}  {name}" for name, split in zip(names, places, strict=True)]

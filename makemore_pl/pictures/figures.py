@@ -11,29 +11,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from makemore_pl.pictures.alphabet import FONT, find_fonts, kinds, most_frequent, tokens
+from makemore_pl.pictures.alphabet import FONT, find_fonts, kind, most_frequent, tokens
 from makemore_pl.vocabulary import Vocabulary
 
 if TYPE_CHECKING:  # slow to import: the functions that draw import it
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLUMNS = 40
-"""Characters in the heat map, at most."""
-
-SATURATED = 0.99
-"""Absolute value above which a tanh unit passes on hardly any gradient (makemore part 3)."""
-
+COLUMNS = 40  # characters in the heat map, at most
 COLOURS = {"vowel": "#c8434f", "consonant": "#2f6690", "other": "#7d8790", "boundary": "#22262b"}
 
 
 def flatten(C: Tensor, near: Tensor | None = None) -> tuple[Tensor, float]:
-    """Projects embeddings to two dimensions: by principal components if they have more, else unchanged.
+    """Projects embeddings C (N, E) to two dimensions: by principal components if they have more, else unchanged.
 
-    Args:
-        C: (N, E).
-        near: (N, 2), the points of the previous picture. The signs and the rotation of principal components are
-            arbitrary, so pictures of one run would jump; the points are rotated and mirrored to lie nearest to these.
+    The signs and the rotation of principal components are arbitrary, so pictures of one run would jump. The points are
+    rotated and mirrored to lie nearest to those of the previous picture (N, 2).
 
     Returns:
         (N, 2), and their share of the variance.
@@ -52,24 +45,16 @@ def flatten(C: Tensor, near: Tensor | None = None) -> tuple[Tensor, float]:
 
 
 def draw_letters(
-    C: Tensor,
-    vocabulary: Vocabulary,
-    when: str = "",
-    near: Tensor | None = None,
-    drawn: Sequence[int] | None = None,
+    C: Tensor, vocabulary: Vocabulary, when: str = "", near: Tensor | None = None, drawn: Sequence[int] | None = None
 ) -> "Figure":
     """Draws the map of letters (makemore part 2: "visualize dimensions 0 and 1 of the embedding matrix C").
 
-    Args:
-        C: (V, E) embeddings, finite.
-        vocabulary: of the V tokens.
-        when: text after the title, such as the step.
-        near: (N, 2), as for `flatten`.
-        drawn: the N tokens to draw; if omitted, the boundary and the first `LETTERS` characters.
+    Of many tokens only those are drawn that are given, near the points (N, 2) of the previous picture.
     """
     drawn = most_frequent(vocabulary) if drawn is None else drawn
     points, share = flatten(C.detach().float().cpu()[drawn], near)
-    labels, kind, (families, _) = tokens(vocabulary), kinds(vocabulary), find_fonts(vocabulary.characters)
+    labels, (families, _) = tokens(vocabulary), find_fonts(vocabulary.characters)
+    kinds = ["boundary", *map(kind, vocabulary.characters)]
     title = "The map of letters"
     if len(drawn) < len(vocabulary):
         title += f": {len(drawn) - 1:,} of {len(vocabulary) - 1:,}"
@@ -89,13 +74,13 @@ def draw_letters(
         x, y = points[n].tolist()
         room = 0.8 * size * len(labels[i]), size  # in pixels
         if any((np.abs(pixels[n] - pixels[other]) < room).all() for other in written):
-            axes.scatter(x, y, s=6, color=COLOURS[kind[i]])  # its label would cover another
+            axes.scatter(x, y, s=6, color=COLOURS[kinds[i]])  # its label would cover another
             continue
         written.append(n)
-        text = axes.text(x, y, labels[i], size=size, color=COLOURS[kind[i]], ha="center", va="center")
+        text = axes.text(x, y, labels[i], size=size, color=COLOURS[kinds[i]], ha="center", va="center")
         text.set_fontfamily(families)
     axes.scatter(points[0, 0], points[0, 1], s=120, facecolors="none", edgecolors=COLOURS["boundary"])
-    for row, name in enumerate(name for name in COLOURS if name in {kind[i] for i in drawn}):  # the legend
+    for row, name in enumerate(name for name in COLOURS if name in {kinds[i] for i in drawn}):  # the legend
         axes.text(0.015, 0.965 - 0.03 * row, name, size=9, color=COLOURS[name], transform=axes.transAxes)
     return figure
 
@@ -103,14 +88,7 @@ def draw_letters(
 def draw_next(
     probabilities: Tensor, contexts: Sequence[Sequence[int]], vocabulary: Vocabulary, when: str = ""
 ) -> "Figure":
-    """Draws next-character probabilities after a few contexts as a heat map; those from 10 % are also written.
-
-    Args:
-        probabilities: (R, V), each row sums to 1; of large alphabets the `COLUMNS` likeliest characters are drawn.
-        contexts: R of them, T ids each.
-        vocabulary: of the V tokens.
-        when: text after the title, such as the step.
-    """
+    """Draws probabilities (R, V) of the next character after R contexts of T ids; those from 10 % are also written."""
     columns = probabilities.amax(dim=0).topk(min(len(vocabulary), COLUMNS)).indices.sort().values.tolist()
     shares = probabilities.detach().cpu()[:, columns].numpy()
     labels, (families, _) = tokens(vocabulary), find_fonts(vocabulary.characters)
@@ -132,26 +110,17 @@ def draw_next(
 
 
 def saturated(h: Tensor) -> np.ndarray:
-    """Draws which tanh units are saturated after which contexts (makemore part 3): a white column is a dead unit.
+    """Draws which tanh units h (R, H) are saturated after which contexts: a white column is a dead unit.
 
-    Args:
-        h: (R, H) activations.
-
-    Returns:
-        (R, H) uint8, 255 where |h| is above `SATURATED`.
+    Above 0.99 a unit passes on hardly any gradient (makemore part 3).
     """
-    return np.where(h.detach().cpu().abs() > SATURATED, 255, 0).astype(np.uint8)
+    return np.where(h.detach().cpu().abs() > 0.99, 255, 0).astype(np.uint8)
 
 
 def draw_learning_rates(lrs: Sequence[float], losses: Sequence[float], lr: float, low: float, high: float) -> "Figure":
     """Draws the loss over the logarithm of the learning rate (makemore part 2, "finding a good initial learning rate").
 
-    Args:
-        lrs: N learning rates.
-        losses: N losses; one that is not finite leaves a gap.
-        lr: the suggested learning rate.
-        low: the lowest good one.
-        high: the highest good one.
+    The suggested rate is a line, the good ones from low to high are a band.
     """
     figure, axes = _figure(6.2, 4.2, f"take {lr:.2g}")
     axes.semilogx(lrs, losses, color=COLOURS["consonant"], linewidth=0.8)
