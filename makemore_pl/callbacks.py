@@ -20,7 +20,7 @@ from makemore_pl.report import four_digits, say
 
 
 class Run(Callback):
-    """Writes config.yaml once the weights and the state of a resumed run fit it, and has a signal end the run.
+    """Writes config.yaml when training starts, so after a resumed checkpoint was loaded; has a signal end the run.
 
     Ctrl-C and SIGTERM then end the process with a line that holds the command to resume, where Lightning would set
     handlers of its own.

@@ -59,7 +59,7 @@ def read(path: str | Path) -> Any:
     except Exception as error:  # a damaged file raises any of a dozen types, from zip, pickle and torch
         if isinstance(error, OSError) and error.filename is not None:
             raise
-        raise ValueError(f"{path}: damaged, or no checkpoint ({type(error).__name__}); name another one") from None
+        raise ValueError(f"{path}: damaged, or not a checkpoint ({type(error).__name__}); choose another") from None
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -67,17 +67,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     checkpoint = read(path)
     ours = {"state_dict": "C", "hyper_parameters": "vocabulary"}
     if not isinstance(checkpoint, dict) or any(name not in checkpoint.get(part, ()) for part, name in ours.items()):
-        raise ValueError(f"{path}: no checkpoint of makemore_pl; name another one")
+        raise ValueError(f"{path}: not a checkpoint of makemore_pl; choose another")
     return checkpoint
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """`best.ckpt` or `last.ckpt` of a run, saved after each validation: from there a run resumes bit for bit."""
+    """`last.ckpt` of a run, saved after each validation, or `best.ckpt`: from either a run resumes bit for bit."""
 
     def __init__(self, folder: Path, filename: str, monitor: str | None = None, validates: bool = True) -> None:
         super().__init__(folder, filename, monitor, enable_version_counter=False, save_on_train_epoch_end=not validates)
         self.path = Path(self.format_checkpoint_name({}))
-        self.saved = -1  # the step
+        self.validates, self.saved = validates, -1  # the step of the last validation
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the best score where its file is in this folder, which may have been moved meanwhile."""
@@ -87,12 +87,13 @@ class RunCheckpoint(ModelCheckpoint):
             state_dict |= names | {"dirpath": self.dirpath, "best_k_models": {path: score}, "kth_value": score}
         super().load_state_dict(state_dict)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_end(trainer, pl_module)
         self.saved = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-        if self.monitor is None and self.saved != trainer.global_step:
+        if self.monitor is None and self.validates and self.saved != trainer.global_step:
             trainer.save_checkpoint(self.path)  # of steps that no validation followed
 
 

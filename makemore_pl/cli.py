@@ -124,13 +124,13 @@ class CLI(LightningCLI):
         options.trainer.callbacks = [each for each in callbacks if each not in early] + list(latest.values()) or None
         for each in early:  # where it checks at the end of an epoch, `last.ckpt` does not know that it ended the run
             each.init_args.check_on_train_epoch_end = each.init_args.check_on_train_epoch_end or False
-        if command == "fit":
-            options.ckpt_path = self.source.ckpt_path if self.source.resumes else None
+        if "ckpt_path" in options:
+            options.ckpt_path = None  # Lightning would let the hyperparameters of a checkpoint override the flags
         if given("trainer.max_epochs", "trainer.max_time") and not given("trainer.max_steps"):
             options.trainer.max_steps = -1  # they replace the number of updates of the run that is resumed
 
     def parse(self, parser: LightningArgumentParser, words: Any) -> None:
-        """Parses flags, and says when a run ends that they give no length; a mistake in them is a ValueError."""
+        """Parses flags, and gives a run without a length 500 updates; a mistake in them is a ValueError."""
         try:
             self.config = parser.parse_args(words) if isinstance(words, list) else parser.parse_object(words)
         except ArgumentError as error:
@@ -140,9 +140,6 @@ class CLI(LightningCLI):
         trainer = (self.config[self.config.subcommand] if "subcommand" in self.config else self.config).trainer
         if (trainer.max_steps, trainer.max_epochs, trainer.max_time) == (-1, None, None):
             trainer.max_steps = UPDATES
-
-    def _parse_ckpt_path(self) -> None:
-        """Does nothing: Lightning would let the hyperparameters of a checkpoint override the flags."""
 
     def before_instantiate_classes(self) -> None:
         if self.subcommand is None:
@@ -219,7 +216,8 @@ class CLI(LightningCLI):
             say(f"resuming {self.source.ckpt_path}, step {self.source.checkpoint['global_step']:,}")
         describe(self.datamodule, self.model)
         if not finished:
-            self.trainer.fit(**options, weights_only=True)
+            ckpt_path = self.source.ckpt_path if self.source.resumes else None
+            self.trainer.fit(**options | {"ckpt_path": ckpt_path, "weights_only": True})
         report(self.trainer, self.model, self.datamodule, self.command("predict"))
 
     def validate(self, **_: Any) -> None:

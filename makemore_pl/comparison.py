@@ -22,10 +22,7 @@ def perplexity(loss: float) -> float:
 
 @dataclass(frozen=True)
 class Mixture:
-    """The probabilities of two predictors, mixed (Bengio et al. 2003, section 4.2, where the other is a trigram).
-
-    The weight is the share of the first.
-    """
+    """Two predictors, the first with a weight (Bengio et al. 2003, section 4.2, where the second is a trigram)."""
 
     first: NextLogits
     second: NextLogits
@@ -81,7 +78,7 @@ def loss(predictor: NextLogits, counts: Counts) -> float:
 def best_weight(first: NextLogits, second: NextLogits, counts: Counts) -> float:
     """Finds the share of the first predictor in the mixture with the smallest loss.
 
-    The loss is convex in the share, so its slope rises, and is zero at one place: halved down to it.
+    The loss is convex in the share, so bisection on its slope finds it.
     """
     log_p, log_q = (look_up(predictor, counts) for predictor in (first, second))
     highest = torch.maximum(log_p, log_q)

@@ -49,7 +49,8 @@ class NamesDataModule(LightningDataModule):
 
     Attributes:
         tensors: after `setup("fit")`, for `train` the contexts X (N, T) int64 and what came next: Y (N,) int64, or
-            Y (N, V), counts or smoothed targets. Those of minibatches are smoothed when they are indexed.
+            smoothed targets (N, V), made when they are indexed. If each update takes all windows, their M distinct
+            contexts X (M, T) and counts or smoothed targets Y (M, V).
 
     Raises:
         ValueError: if the list cannot be used, or a size or share is out of range.
@@ -79,7 +80,7 @@ class NamesDataModule(LightningDataModule):
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}: expected 1 or more")
         if replacement and batch_size is None:
-            raise ValueError("replacement is True: expected a batch_size with it")
+            raise ValueError("replacement needs a batch_size")
         if not 0 <= smoothing <= 1:
             raise ValueError(f"smoothing is {smoothing:g}: expected a share from 0 to 1")
         if path == "":
@@ -160,7 +161,7 @@ class NamesDataModule(LightningDataModule):
         model = None if self.trainer is None else self.trainer.lightning_module
         for name, ours in {"block_size": self.hparams["block_size"], "vocabulary": self.vocabulary}.items():
             if stage != "predict" and getattr(model, name, ours) != ours:
-                raise ValueError(f"the model has another {name} than the data: give both the same")
+                raise ValueError(f"{name} of the model and of the data differ: set both alike")
         if stage != "fit":
             return
         Y: Any
@@ -200,7 +201,7 @@ class NamesDataModule(LightningDataModule):
         return self.loader("test")
 
     def loader(self, split: str) -> Batches:
-        """Hands out the counted windows of `train`, `val` or `test`: the figures are the same, in less time."""
+        """Returns a loader of the counted windows of a split: the same loss and accuracy in less time."""
         counts = self.count(split).to(self.device)
         return Batches((counts.contexts, counts), rows_at_once(len(self.vocabulary)), trainer=self.trainer)
 

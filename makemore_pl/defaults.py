@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 PATIENCE = 8  # validations without a smaller loss, after which a run ends whose number of updates was chosen too
 
-# For some flags those that also decide: where one is given, nothing is chosen.
+# Flags that also decide about another: where one of them is given, that one is not chosen.
 TOGETHER = {
     "data.smoothing": ("data.steps_per_execution",),
     "model.lr": ("model.optimizer",),
@@ -18,7 +18,7 @@ TOGETHER = {
 
 
 class Training(NamedTuple):
-    """A row of the table."""
+    """A row of the table in docs/results.md."""
 
     batch_size: int | None  # None: an update takes all windows
     smoothing: float

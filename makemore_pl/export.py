@@ -15,7 +15,7 @@ from makemore_pl.report import say
 def export(trainer: Trainer, model: MLP, output: str = "playground.html") -> None:
     """Writes an interactive page of the network to an HTML file."""
     if model.network() != MLP.network():
-        raise ValueError(f"the page computes the network of MLP, and {type(model).__name__} has another one")
+        raise ValueError(f"the page computes MLP's own network, and {type(model).__name__} has another")
     if trainer.is_global_zero:
         page = as_page(model)
         write_whole(output, page)

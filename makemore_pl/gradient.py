@@ -12,8 +12,6 @@ from torch import Tensor
 
 
 class _Tanh(torch.autograd.Function):
-    generate_vmap_rule = True  # torch.func.vmap, for the gradient of each window
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return (2 * x).sigmoid_().mul_(2).sub_(1)  # 2 sigmoid(2x) - 1, in the memory of 2x
@@ -28,7 +26,7 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh(x: Tensor) -> Tensor:
-    """Computes tanh, on CPUs by the sigmoid, up to five times as fast as torch's; to 1e-7 in float32."""
+    """Computes tanh, on CPUs by the sigmoid, up to five times as fast as torch's; absolute error 1e-7."""
     if x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling():
         return _Tanh.apply(x)  # type: ignore[no-untyped-call]
     return x.tanh()

@@ -6,7 +6,8 @@ Shapes: B batch, T block size (context length), E embedding dimension, H hidden 
 import math
 import string
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, cast, get_args
@@ -38,7 +39,7 @@ class MLP(LightningModule):
         hidden_size: H, units of the tanh layer.
         init: how the five tensors begin. `lecture`: all of them `randn`, as the notebook draws them.
             `scaled`: the same draws, W1 times Kaiming's 5/3 / sqrt(T*E) and the output close to zero (makemore part 3).
-        seed: random seed for the initial weights.
+        seed: random seed for the initial weights and for the order of the batches.
         optimizer: `adamw`, or `sgd` without momentum as in the lecture.
         lr: the learning rate at its highest.
         schedule: the learning-rate schedule. `constant`; `linear`: rises over the first tenth of the run and falls to
@@ -123,7 +124,7 @@ class MLP(LightningModule):
         return [optimization.KeepMetrics(), optimization.EndOfRun()]
 
     def setup(self, stage: str) -> None:
-        # Lightning does this after a checkpoint was loaded, and would so round weights of 64 bits to 32.
+        # Lightning does this only after loading a checkpoint, which would round weights of 64 bits to 32.
         self.trainer.precision_plugin.convert_module(self)
 
     @property
@@ -137,7 +138,10 @@ class MLP(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Computes the mean loss of X (B, T) and Y (B,) or (B, V); trains on a block, X (K, B, T) and Y (K, B)."""
+        """Computes the mean loss of X (B, T) and Y (B,) or (B, V), or trains on a block, X (K, B, T) and Y (K, B).
+
+        `gradient.sgd_steps` has the lecture's forward pass, backward pass and update of a block, line by line.
+        """
         X, Y = batch
         compute = optimization.train_on_block if X.ndim == 3 else optimization.loss_and_mean
         loss, mean = compute(self, X, Y)
@@ -179,7 +183,7 @@ class MLP(LightningModule):
     def predict_step(self, batch: Any, batch_idx: int) -> list[str] | list[float] | Tensor:
         """Draws a chunk of names for a `Sampler`, scores words, or computes the logits of contexts X (B, T)."""
         if isinstance(batch, int) and self.chunks is not None:
-            return next(self.chunks)  # its end is that of the loader, for the Trainer; all on every rank
+            return next(self.chunks)  # its end ends the loop of the Trainer; each rank draws all names
         if isinstance(batch, list | tuple) and all(isinstance(word, str) for word in batch):
             return self.score(batch)
         X = batch[0] if isinstance(batch, list | tuple) else batch
@@ -192,18 +196,20 @@ class MLP(LightningModule):
 
     def score(self, words: Sequence[str]) -> list[float]:
         """Computes the natural logarithm of the probability of each word and its end: -inf for an unknown character."""
-        return score_words(words, self.mixture or self, self.vocabulary, self.block_size, self.device).tolist()
+        with evaluating(self):
+            return score_words(words, self.mixture or self, self.vocabulary, self.block_size, self.device).tolist()
 
     def sample(self, num_names: int = 20, **options: Any) -> list[str]:
         """Draws new words; the options are those of `Sampler`: prompt, temperature, unique, ..., seed."""
-        return list(chain.from_iterable(self._draw(Sampler(num_names, **options))))
+        with evaluating(self):
+            return list(chain.from_iterable(self._draw(Sampler(num_names, **options))))
 
     def _draw(self, sampler: Sampler) -> Draw:
         return Draw(sampler, self.mixture or self, self.vocabulary, self.block_size, self.device)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *args: Any, **options: Any) -> Self:  # type: ignore[override]
-        """Loads a model as Lightning does, but never executes code in the file; a damaged one is a ValueError."""
+        """Loads a model as Lightning does, but never executes code in the file; a wrong checksum is a ValueError."""
         if zipfile.is_zipfile(checkpoint_path) and zipfile.ZipFile(checkpoint_path).testzip() is not None:
             raise ValueError(f"{checkpoint_path}: damaged: a checksum does not match; load another checkpoint")
         return super().load_from_checkpoint(checkpoint_path, *args, **options | {"weights_only": True})
@@ -215,7 +221,7 @@ class MLP(LightningModule):
         self.require_network(checkpoint)
         ours = self.vocabulary.characters
         if checkpoint["hyper_parameters"].get("vocabulary", ours) != ours:
-            raise ValueError("the checkpoint's vocabulary is another than the model's: give the model the same")
+            raise ValueError("the model has another vocabulary than the checkpoint: build it with the checkpoint's")
 
     @classmethod
     def network(cls) -> str:
@@ -228,3 +234,15 @@ class MLP(LightningModule):
         ours, theirs = cls.network(), checkpoint.get("network", MLP.network())
         if theirs != ours:
             raise ValueError(f"the checkpoint is of {theirs}, not of {ours}: load it with the class that saved it")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Turns off what only training has, such as dropout, and on again."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

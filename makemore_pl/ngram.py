@@ -1,6 +1,7 @@
 """Counting instead of learning: interpolated, modified Kneser-Ney over the same windows. Knows no Lightning.
 
-Shapes: B contexts to predict, N windows, T block size (context length), V vocabulary size.
+Shapes: B contexts to predict, R of them, N windows, P distinct pairs of a context and the character that came next,
+T block size (context length), V vocabulary size.
 """
 
 from dataclasses import dataclass
@@ -24,9 +25,6 @@ class NGram:
     (Chen and Goodman 1999, "An empirical study of smoothing techniques for language modeling", section 3).
 
     Like a network it takes contexts and returns logits, so sampling, scoring and evaluation take it as well.
-
-    Args:
-        counts: of the windows to learn from.
     """
 
     def __init__(self, counts: Counts) -> None:
@@ -82,7 +80,7 @@ class _Order:
         self.end = torch.bincount(context, minlength=contexts).cumsum(0)
 
     def interpolate(self, p: Tensor, rows: Tensor, context: Tensor) -> None:
-        """Makes R rows of the predictions p (B, V), whose contexts of this length are given, from those one shorter."""
+        """Turns R rows of predictions p (B, V), made after contexts shorter by one, into those after these contexts."""
         freed = p.new_ones(len(p)).index_copy_(0, rows, self.freed[context])
         p *= freed[:, None]
         length = self.end.diff(prepend=self.end.new_zeros(1))[context]
@@ -116,9 +114,6 @@ class Smoothed:
     vocab_size: int
     share: float
     device: torch.device | str = "cpu"
-
-    def __len__(self) -> int:
-        return len(self.X)
 
     @torch.no_grad()
     def __getitem__(self, rows: Any) -> Tensor:

@@ -24,7 +24,7 @@ COMMANDS = {
     "fit": "train on a list of words, then print new ones",
     "predict": "print new words, or score given ones",
     "validate": "loss, perplexity and accuracy on the validation words",
-    "test": "the same on the test words",
+    "test": "loss, perplexity and accuracy on the test words",
     "lr_find": "find a learning rate: one step at each of many, as in the lecture",
     "export": "write an interactive web page of the network",
 }
@@ -60,8 +60,8 @@ FLAGS = {
   --sample.unique               no duplicates
   --sample.novel                only names that are not in the list
   --sample.pattern REGEX        only names that match it: .*ette, .{3,8}
-  --sample.seed random          others each time
-  --sample.counting             mixed with counting the list: the lower loss
+  --sample.seed random          different names each time
+  --sample.counting             mix with counting: usually a lower loss
   --sample.score FILE           how likely are these words? `-` for stdin
 """,
     "validate": NEWEST
@@ -108,7 +108,7 @@ class RecipeFile(ActionConfigFile):
 
 
 class Parser(LightningArgumentParser):
-    """A parser of one command, or with an empty name of the program; jsonargparse makes others, for a class's options.
+    """A parser of one command, or, if that is empty, of the program; jsonargparse makes others, for a class's options.
 
     Its mistakes are raised, for the command line to explain.
     """
@@ -116,7 +116,7 @@ class Parser(LightningArgumentParser):
     def __init__(self, *args: Any, command: str | None = None, **kwargs: Any) -> None:
         kwargs |= {"allow_abbrev": False, "exit_on_error": False}
         if command == "":
-            kwargs["version"] = __version__
+            kwargs |= {"version": __version__, "prog": "makemore_pl"}
         super().__init__(*args, **kwargs)
         self.command = command
         if command is not None:
@@ -137,6 +137,8 @@ def explain(message: str, flags: Iterable[str]) -> str:
     for pattern, known in [("unrecognized arguments: -{0,2}([^\\s=]+)", flags), ("invalid choice: '(.*?)'", COMMANDS)]:
         if match := re.search(pattern, message):
             return message + did_you_mean(match[1], known)
+    if '"subcommand"' in message:
+        return f"name a command: {', '.join(COMMANDS)}"
     # Of a type with several parts, jsonargparse lists the types and says for each why it did not fit.
     message = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", message)
     message = re.sub(r"<class '(?:[\w.]*\.)?(\w+)'>", r"\1", message.replace("typing.", ""))
@@ -155,7 +157,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 @contextmanager
 def in_one_line() -> Iterator[None]:
-    """Ends the program with one line and exit status 2 on a mistake of the user; our own faults keep their trace."""
+    """Ends the program with one line and exit status 2 on a mistake of the user, a ValueError or OSError."""
     try:
         yield
     except BrokenPipeError:

@@ -6,12 +6,11 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
-from makemore_pl.comparison import Mixture, best_weight, perplexity
+from makemore_pl.comparison import Comparison, perplexity
 from makemore_pl.datamodule import NamesDataModule
 from makemore_pl.model import MLP
-from makemore_pl.ngram import NGram
 from makemore_pl.report import say
-from makemore_pl.sampling import SEED, Sampler
+from makemore_pl.sampling import Sampler
 from makemore_pl.words import read_words
 
 SCORED = 2**12  # words at a time: their windows fit into any memory
@@ -34,7 +33,7 @@ class Request(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.score is not None and (self.prompt or self.unique or self.novel or self.pattern):
-            raise ValueError("score takes words as they are: omit prompt, unique, novel and pattern")
+            raise ValueError("score cannot be combined with prompt, unique, novel or pattern; omit these")
         self.words: list[str] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -46,11 +45,9 @@ class Request(Sampler):
 
 def mix_with_counting(model: MLP, data: NamesDataModule) -> None:
     """Has a model draw and score from its mixture with counting, in the shares that are best on val."""
-    counting = NGram(data.count("train"))
-    has_val = data.hparams["val_fraction"] > 0
-    weight = best_weight(model, counting, data.count("val")) if has_val else 0.5
-    model.mixture = Mixture(model, counting, weight)
-    say(f"mixture: {100 * weight:.0f} % network, {100 - 100 * weight:.0f} % Kneser-Ney")
+    compared = Comparison(model.eval(), data.count("train"), data.count("val"))
+    name, model.mixture = list(compared.predictors.items())[-1]
+    say(f"drawing from the {name}")
 
 
 class NamesWriter(Callback):
@@ -65,10 +62,8 @@ class NamesWriter(Callback):
         if request.score is not None and trainer.is_global_zero:
             request.words = read_words(request.score)
         request.seed, request.words = trainer.strategy.broadcast((request.seed, request.words))
-        if request.score is None and request.is_new_seed:
-            say(f"seed {request.seed}: --sample.seed {request.seed} draws these names again")
-        elif request.score is None and request.seed == SEED:
-            say(f"seed {SEED}: the same names each time; --sample.seed random draws others")
+        if request.score is None:
+            say(f"seed {request.seed}; --sample.seed random draws other names")
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any) -> None:
         if self.request.score is not None:

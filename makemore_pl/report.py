@@ -65,10 +65,10 @@ def compare(
 ) -> tuple[Comparison, dict[str, Counts]]:
     """Compares a network with counting the words that it was trained on, if they are known, and with both mixed.
 
-    With it come by name the windows to judge on: of some splits of `data`, and of their words that are not in train.
+    Returns it and, by name, the windows to judge on: of some splits of `data`, and of their words not in train.
     """
     device = trainer.strategy.root_device
-    trainer.precision_plugin.convert_module(model.eval().to(device))
+    trainer.precision_plugin.convert_module(model.to(device))
 
     def network(X: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
@@ -76,13 +76,13 @@ def compare(
 
     sets = {}
     for split in splits:
-        name = split if trained is data else Path(data.hparams["path"]).name
+        name = split if trained is data else Path(data.hparams["path"] or "names.txt").name
         sets[name] = data.count(split)
         unseen = (trained or data).unseen(data.splits[split])
         if split != "train" and 0 < len(unseen) < len(data.splits[split]):
             sets[f"{name}, new words"] = count_words(unseen, data.vocabulary, model.block_size)
         if len(data.splits[split]) <= 50:
-            say(f"{name} has only {len(data.splits[split])} words: its losses are mostly chance")
+            say(f"few words to judge on ({name}: {len(data.splits[split])}): these losses are very noisy")
     counting = trained and trained.count("train")
     held_out = trained and trained.hparams["val_fraction"] and trained.count("val")
     return Comparison(network, counting or None, held_out or None), sets
@@ -100,9 +100,10 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule, predict: str) ->
     log_dir = trainer.log_dir  # a broadcast: all ranks call it
     if not trainer.is_global_zero:
         return
+    model.eval()
     ours = [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint) and each.path.exists()]
     for best in ours[:1]:  # the last one, where the run has no validation
-        model = type(model).load_from_checkpoint(best.path, map_location="cpu")
+        model = type(model).load_from_checkpoint(best.path, map_location="cpu").eval()
         score = best.best_model_score
         judged = f" (val/loss {four_digits(float(score))})" if score is not None else ""
         say(f"checkpoint: {shown(best.path)}{judged}")
@@ -130,5 +131,5 @@ def say_losses(trainer: Trainer, model: MLP, data: NamesDataModule) -> None:
         memorised = losses["network"][0] < losses["Kneser-Ney"][0]
         remedy = "--data.smoothing 0.8, or more --model.weight_decay" if memorised else "more --model.hidden_size"
         say(f"counting alone is as good: the network adds nothing; try {remedy}")
-    else:
+    elif trainer.checkpoint_callbacks:
         say("These val losses are slightly optimistic: this checkpoint was chosen by them. `test` is unbiased.")

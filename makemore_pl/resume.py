@@ -35,13 +35,13 @@ class Source:
         self.words: list[str] = []  # what the user has typed
         self.ckpt_path: str | None = None
         self.checkpoint: dict[str, Any] = {}
-        self.begins: str | None = None  # the run is a new one, which begins with the weights of the checkpoint
+        self.begins: str | None = None  # `--init_from`: a new run begins with the weights of the checkpoint
         self.resumes = False  # the run is that of the checkpoint
         self.folder: Path | None = None  # of a run that is resumed in it
 
     def given(self, *flags: str) -> bool:
         """Tells whether the user has typed one of some flags, or one that begins with it."""
-        begins = tuple(f"--{flag}" for flag in flags)
+        begins = tuple(flag if flag.startswith("-") else f"--{flag}" for flag in flags)
         return any(word.startswith(begins) for word in self.words)
 
     def flags(self, command: str, options: Namespace, words: list[str]) -> list[str]:
@@ -123,24 +123,24 @@ class Source:
 
 
 def as_json(options: Any) -> str:
-    """Writes options for the parser, which reads JSON as YAML: no pairs of surrogates for characters such as emoji."""
+    """Returns options for the parser, which reads JSON as YAML: no pairs of surrogates for characters such as emoji."""
     return json.dumps(options, ensure_ascii=False)
 
 
 def config_text(parser: ArgumentParser, options: Namespace, source: Source, data: NamesDataModule) -> str:
-    """Writes all flags of a run as YAML: `fit --config` with it is the same run, from any folder."""
+    """Returns all flags of a run as YAML: `fit --config` with it is the same run, from any folder."""
     options.ckpt_path, options.data.path = None, data.hparams["path"]
     options.init_from = source.begins and str(Path(str(source.ckpt_path)).absolute())
     return as_yaml(parser, options, skip_unset=False)
 
 
 def recipe(parser: ArgumentParser, options: Namespace, source: Source) -> str:
-    """Writes what was typed, and the flags that are no defaults, as Markdown: by them a run is recognised."""
+    """Returns what was typed, and the flags that are no defaults, as Markdown: by them a run is recognised."""
     return f"### fit {' '.join(source.words)}\n\n{textwrap.indent(as_yaml(parser, options, skip_default=True), '    ')}"
 
 
 def as_yaml(parser: ArgumentParser, options: Namespace, **how: bool) -> str:
-    """Writes flags as YAML."""
+    """Returns flags as YAML."""
     try:
         text = parser.dump(options, **how)
     except (ArgumentError, ValueError, TypeError) as error:
@@ -155,7 +155,7 @@ def require_known_words(source: Source, data: NamesDataModule) -> None:
     path = data.hparams["path"] or "names.txt"
     if source.resumes and (changes := differences(source.checkpoint, data)):
         remedy = f"to begin a run with its weights: --init_from {source.ckpt_path}"
-        raise ValueError(f"{path}: the run was trained on other words ({changes}); {remedy}")
+        raise ValueError(f"{path}: the list or its split has changed ({changes}); {remedy}")
     if source.begins and (strange := set("".join(data.words)) - set(data.vocabulary.characters)):
         both = shlex.quote("".join(sorted(strange | set(data.vocabulary.characters))))
         raise ValueError(
@@ -165,10 +165,10 @@ def require_known_words(source: Source, data: NamesDataModule) -> None:
 
 
 def is_finished(source: Source, trainer: Trainer) -> bool:
-    """Refuses to resume a run that has ended, unless the flags give it more, or torchrun has started it again."""
+    """Refuses to resume a run that has ended, unless the flags give it more; True if torchrun has started it again."""
     checkpoint = source.checkpoint
     if "loops" not in checkpoint:
-        raise ValueError(f"{source.ckpt_path}: weights alone, nothing to resume; --init_from begins a run with them")
+        raise ValueError(f"{source.ckpt_path} holds only weights, so it cannot be resumed; take --init_from")
     step, loop = checkpoint["global_step"], checkpoint["loops"]["fit_loop"]
     # After the validation at the end of an epoch, that epoch is not yet counted as processed.
     counted = "ready" if loop["epoch_loop.batch_progress"]["is_last_batch"] else "processed"
@@ -186,15 +186,15 @@ def is_finished(source: Source, trainer: Trainer) -> bool:
 
 
 def trained_words(source: Source, data: NamesDataModule) -> NamesDataModule | None:
-    """Finds the words that a network was trained on, if they can be read; all words of another list are judged."""
+    """Returns the data of the training, if it can be read; of another list all words become each split of `data`."""
     if not (changes := differences(source.checkpoint, data)):
         return data
     if not source.given("data.path"):
-        say(f"warning: the network was trained on other words ({changes}): some of these may be among them")
+        say(f"warning: the list or its split has changed ({changes}): the network may have trained on these words")
         return data
     data.splits = dict.fromkeys(("train", "val", "test"), data.words)
     saved = source.checkpoint["datamodule_hyper_parameters"] | {"vocabulary": data.vocabulary.characters}
-    say(f"{data.hparams['path']}: not the list that the network was trained on, so all {len(data.words):,} words count")
+    say(f"not the list that the network was trained on, so all its {len(data.words):,} words are judged")
     try:
         trained = type(data)(**saved)
         return None if differences(source.checkpoint, trained) else trained

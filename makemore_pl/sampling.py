@@ -37,7 +37,7 @@ class Sampler:
 
     Args:
         num_names: how many names to draw.
-        prompt: how every name begins; in small letters if the list has no capitals.
+        prompt: how every name begins; lowercased if the list has no capitals.
         temperature: divides the logits: below 1, names are more like the list; above 1, more diverse; at 0 each
             character is the likeliest.
         top_k: draw each character only from the N most likely; from all if omitted.
@@ -71,8 +71,7 @@ class Sampler:
         if self.top_k is not None and self.top_k < 1:
             raise ValueError(f"top_k is {self.top_k}: expected 1 or more")
         self.regex = None if self.pattern is None else compile_pattern(self.pattern)
-        self.is_new_seed = self.seed == "random"
-        if self.is_new_seed:
+        if self.seed == "random":
             self.seed = random.SystemRandom().randrange(2**31)
 
     def __iter__(self) -> Iterator[Any]:
@@ -91,7 +90,10 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 
 class Draw:
-    """Draws the words of a sampler from a model that computes on some device: iterating gives them chunk by chunk."""
+    """Draws the words of a sampler: iterating gives lists of names, some of them empty.
+
+    The model is `next_logits`, contexts (B, T) -> logits (B, V), computed on a device.
+    """
 
     def __init__(
         self,
@@ -136,12 +138,10 @@ class Draw:
                 return
             empty = 0 if names else empty + 1
             if empty == EMPTY_CHUNKS:
-                asked = "unique " * sampler.unique + "novel " * sampler.novel + "one"
-                if sampler.regex is not None:
-                    asked += f" that matches {sampler.pattern!r} as a whole (.* stands for any characters)"
                 raise ValueError(
-                    f"{sampler.num_names - missing:,} of {sampler.num_names:,} names: no other {asked} among "
-                    f"{empty * self.chunk:,} drawn; lower num_names, or raise temperature or top_k"
+                    f"found {sampler.num_names - missing:,} of {sampler.num_names:,} names, and no other in "
+                    f"{empty * self.chunk:,} drawn; lower num_names, raise temperature or top_k, or allow more "
+                    "(a pattern is for the whole name, and .* stands for any characters)"
                 )
 
     def draw(self, number: int, B: int) -> list[str]:
@@ -182,7 +182,7 @@ class Draw:
         logits = self.next_logits(context).to(self.device).float()
         if not may_end:
             logits[:, BOUNDARY].fill_(-torch.inf)
-        # 0 leaves the likeliest alone; beyond these bounds it would be 0 or infinite in float32.
+        # 0 keeps only the likeliest; beyond these bounds it would be 0 or infinite in float32.
         temperature = min(max(self.sampler.temperature, 1e-30), 1e30)
         logits = (logits - logits.amax(dim=1, keepdim=True)) / temperature
         if self.sampler.top_k is not None:
@@ -220,7 +220,7 @@ def score_words(
     for x, y in zip(torch.split(X, rows), torch.split(Y, rows), strict=True):
         logprobs = torch.log_softmax(next_logits(x.to(device)).float(), dim=1)
         parts.append(logprobs.cpu().gather(1, y[:, None])[:, 0].double())
-    sums = torch.cat(parts).cumsum(0)[Y == BOUNDARY]
-    scores = torch.full((len(words),), -torch.inf, dtype=torch.float64)
-    scores[known] = sums.diff(prepend=sums.new_zeros(1))
-    return scores
+    scores = torch.full((len(words),), -torch.inf, dtype=torch.float64).masked_fill_(known, 0)
+    ends = Y == BOUNDARY
+    word = known.nonzero()[ends.cumsum(0) - ends.long(), 0]  # of each window
+    return scores.index_add_(0, word, torch.cat(parts))

@@ -33,7 +33,7 @@ def build_windows(words: Sequence[str], vocabulary: Vocabulary, block_size: int)
     """
     Y = vocabulary.encode_words(words)
     X = torch.zeros(len(Y), block_size, dtype=torch.int64)
-    # The column t is the column to its right, one step earlier, cut off where the word begins.
+    # Column t is the column to its right, one step earlier, cut off where the word begins.
     begins = torch.zeros(len(Y), dtype=torch.bool)
     begins[:1] = True
     begins[1:] = Y[:-1] == BOUNDARY
@@ -63,7 +63,7 @@ class Counts:
         return len(self.contexts)
 
     def __getitem__(self, rows: slice) -> Tensor:
-        """Makes the counts (rows, V) int64 of some contexts, most of them zero."""
+        """Makes the counts (stop - start, V) int64 of a slice of the contexts, most of them zero."""
         start, stop, _ = rows.indices(len(self))
         pairs = self.pairs(start, stop)
         counts = self.n.new_zeros(stop - start, self.vocab_size)
@@ -89,7 +89,7 @@ class Counts:
 
 
 def count_windows(X: Tensor, Y: Tensor, vocab_size: int, n: Tensor | None = None) -> Counts:
-    """Collapses equal contexts X (N, T) into one, and counts what came next, Y (N,), each n (N,) times or once.
+    """Collapses equal contexts X (N, T) into one, and counts what came next, Y (N,): each n (N,) times, or once.
 
     The mean cross-entropy over the contexts, weighted by their counts, is the mean over the windows, and so is its
     gradient: nothing is lost but the order.

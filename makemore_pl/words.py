@@ -89,7 +89,7 @@ def _column(text: str, column: int | str, path: str | Path) -> list[str]:
     except IndexError:
         raise ValueError(f"{path}, line {reader.line_num:,}: this row has no column {column}") from None
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num:,}: {error}; mend the quotes of this row") from None
+        raise ValueError(f"{path}, line {reader.line_num:,}: {error}; fix the quotes of this row") from None
 
 
 def looks_like(words: Sequence[str]) -> str:
@@ -119,7 +119,7 @@ def split_words(
     both = round(train_fraction + val_fraction, 9)  # 0.7 + 0.1 is a little less than 0.8
     if not (0 < train_fraction <= 1 and val_fraction >= 0 and both <= 1):
         raise ValueError(
-            f"train_fraction {train_fraction:g} and val_fraction {val_fraction:g}: expected shares of 1, train above 0"
+            f"train_fraction {train_fraction:g}, val_fraction {val_fraction:g}: expected shares of 1 in all"
         )
     shuffled = list(words)
     random.Random(seed).shuffle(shuffled)
@@ -127,8 +127,8 @@ def split_words(
     train, val, test = shuffled[:n1], shuffled[n1:n2], shuffled[n2:]
     if not train or (val_fraction and not val):
         raise ValueError(
-            f"{len(words)} words leave none to train or to validate on; add words, or take all to train "
-            "(train_fraction 1 and val_fraction 0)"
+            f"{len(words)} words leave none to train or to validate on; add words, or train on all "
+            "(--data.train_fraction 1 --data.val_fraction 0)"
         )
     return train, val, test
 

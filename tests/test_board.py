@@ -16,13 +16,13 @@ SGD = {"optimizer": "sgd", "lr": 0.1, "schedule": "constant"}
 STEPS = [0, 4, 20, 47]  # of the pictures: the start, the first validation, the one five times as far, the end
 
 
-def fit(folder, *callbacks, model=None, data=None, logger=None, **options):
+def fit(folder, *callbacks, kind=MLP, model=None, data=None, logger=None, **options):
     """Returns the Trainer and the model."""
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     sparse = {"log_every_n_steps": 5, "val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 47}
     logger = logger or TensorBoardLogger(folder, "", "run", default_hp_metric=False)
     trainer = Trainer(logger=logger, callbacks=list(callbacks), accelerator="cpu", **quiet, **sparse, **options)
-    module = MLP(hidden_size=16, **(model or {}))
+    module = kind(hidden_size=16, **(model or {}))
     trainer.fit(module, NamesDataModule(num_words=60, **(data or {})))
     return trainer, module
 
@@ -58,14 +58,23 @@ def test_pictures_come_at_the_start_at_the_end_and_few_between(shown):
     assert steps(found.Tensors("sampled_names/text_summary")) == steps(found.Scalars("val/loss_kneser_ney")) == STEPS
 
 
-@pytest.mark.parametrize(("model", "data"), [({}, {}), (SGD, {"batch_size": 16})], ids=["counted", "minibatch"])
-def test_the_training_does_not_notice(model, data, tmp_path):
-    random = torch.get_rng_state()
-    _, ours = fit(tmp_path / "with", Board(), model=model, data=data)
-    assert torch.equal(torch.get_rng_state(), random)
-    _, theirs = fit(tmp_path / "without", model=model, data=data)
-    for name, tensor in ours.state_dict().items():
-        assert torch.equal(tensor, theirs.state_dict()[name])
+class Dropout(MLP):
+    def hidden(self, X):
+        return torch.dropout(super().hidden(X), 0.5, self.training)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"model": SGD, "data": {"batch_size": 16}}, {"kind": Dropout}],
+    ids=["counted", "minibatch", "dropout"],
+)
+def test_the_training_does_not_notice(options, tmp_path):
+    ends = []
+    for callbacks in [Board()], []:
+        torch.manual_seed(1)
+        _, model = fit(tmp_path / str(len(callbacks)), *callbacks, **options)
+        ends.append([*model.parameters(), torch.get_rng_state()])
+    assert all(map(torch.equal, *ends))
 
 
 def test_names_stand_with_their_split(shown, names):

@@ -108,7 +108,7 @@ def test_words_are_found_in_the_first_split_that_has_them(names):
     ("options", "message"),
     [
         ({"num_words": 0}, "num_words is 0: expected 1 or more"),
-        ({"replacement": True}, "replacement is True: expected a batch_size with it"),
+        ({"replacement": True}, "replacement needs a batch_size"),
         ({"smoothing": 1.1}, "smoothing is 1.1: expected a share from 0 to 1"),
     ],
 )
@@ -189,8 +189,8 @@ def test_a_checkpoint_has_the_options_and_the_digest_of_the_data(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("block_size", 4, "^the model has another block_size than the data: give both the same$"),
-        ("vocabulary", Vocabulary("abé"), "^the model has another vocabulary than"),
+        ("block_size", 4, "^block_size of the model and of the data differ: set both alike$"),
+        ("vocabulary", Vocabulary("abé"), "^vocabulary of the model and of the data differ"),
     ],
 )
 def test_a_model_of_another_shape_is_refused(name, value, message):

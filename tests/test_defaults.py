@@ -75,6 +75,7 @@ def test_what_is_chosen_is_printed_and_kept(syllables, call):
         (["--data.smoothing", 0], "smoothing"),
         (["--model.optimizer", "sgd"], "--model.lr"),
         (["--config", "quick"], "chosen for"),
+        (["-c", "quick"], "chosen for"),
     ],
 )
 def test_what_is_given_is_taken(flags, not_chosen, syllables, call):

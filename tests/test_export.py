@@ -68,7 +68,7 @@ def test_a_network_of_ones_own_is_refused(tmp_path):
         def hidden(self, X):
             return super().hidden(X).tanh()
 
-    with pytest.raises(ValueError, match="the page computes the network of MLP, and Deeper has another one"):
+    with pytest.raises(ValueError, match="the page computes MLP's own network, and Deeper has another"):
         Trainer(accelerator="cpu", logger=False).export(Deeper(), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 

@@ -49,13 +49,13 @@ def test_no_file_is_longer_than_300_lines():
 
 
 def test_what_is_private_elsewhere_is_left_alone():
-    """Of attributes with an underscore the package uses its own, with two exceptions; os._exit is documented."""
+    """Of attributes with an underscore the package uses its own; os._exit is documented."""
     nodes = [node for path in FILES.values() for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     attributes = [node for node in nodes if isinstance(node, ast.Attribute) and re.match("_[a-z]", node.attr)]
     methods = {node.name for node in nodes if isinstance(node, ast.FunctionDef)}
     own = methods | {node.attr for node in attributes if isinstance(node.ctx, ast.Store)}
     overridden = {name for name in methods if re.match("_[a-z]", name) and hasattr(LightningCLI, name)}
-    assert {node.attr for node in attributes} - own | overridden == {"_exit", "_parse_ckpt_path"}
+    assert {node.attr for node in attributes} - own | overridden == {"_exit"}
 
 
 def test_the_package_gives_what_it_promises_and_lightning_only_where_it_is_needed():

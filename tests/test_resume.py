@@ -244,9 +244,15 @@ def test_a_resumed_run_keeps_its_best_score_and_takes_no_other_list(lists, fit):
     before = ends()
     said = fit("--ckpt_path last --data.path two.txt --trainer.max_steps 50", mistake=True)
     assert re.search(
-        r"two.txt: the run was trained on other words \(another list\); .*: --init_from \S+last.ckpt$", said
+        r"two.txt: the list or its split has changed \(another list\); .*: --init_from \S+last.ckpt$", said
     )
     assert ends() == before
+
+
+def test_the_last_checkpoint_has_steps_that_no_validation_followed(fit):
+    own = "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.every_n_train_steps 1"
+    fit(f"{SMALL} {own} --data.steps_per_epoch 5 --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 2")
+    assert steps() == 15
 
 
 @pytest.mark.parametrize("name", ["best", "last", "weights.ckpt"])

@@ -157,8 +157,12 @@ def test_names_that_are_picked_are_the_others_without_the_rest(unique, options, 
     ("options", "found", "message"),
     [
         # The words of one character, or two, over a and b without bb.
-        ({"unique": True}, ["a", "aa", "ab", "b", "ba"], "5 of 10 names: no other unique one among 4,096 drawn; lower"),
-        ({"pattern": "[xy]"}, [], r"0 of 10 names: no other one that matches '\[xy\]' as a whole \(\.\* stands for "),
+        ({"unique": True}, ["a", "aa", "ab", "b", "ba"], "found 5 of 10 names, and no other in 4,096 drawn; lower"),
+        (
+            {"pattern": "[xy]"},
+            [],
+            r"found 0 of 10 names, and .* \(a pattern is for the whole name, and \.\* ",
+        ),
     ],
 )
 def test_names_that_run_out_are_said_and_none_is_lost(options, found, message, monkeypatch):
@@ -194,3 +198,6 @@ def test_a_score_by_hand():
     assert scores.tolist() == pytest.approx(expected, rel=1e-6)
     for few in ["ñ"], []:
         assert score_words(few, next_logits, AB, 2).tolist() == [-math.inf] * len(few)
+    impossible = torch.tensor([0.5, 0.5, 0.0]).log()  # b, as in a bigram that has counted none
+    scores = score_words(["b", "a"], lambda context: impossible.repeat(len(context), 1), AB, 2)
+    assert scores.tolist() == [-math.inf, pytest.approx(math.log(1 / 4))]

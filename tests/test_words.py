@@ -99,7 +99,7 @@ def test_a_column_without_a_delimiter_is_the_whole_line(written):
         ("name,kind\nanna,a\n", {"column": 3}, ", line 1: this row has no column 3"),
         ("name,kind\nanna,a\n\nberta\n", {"column": "kind"}, ", line 4: this row has no column 2"),
         ("name,kind\nanna,a\n", {"column": 0}, "column is 0: expected a name in the first row, or a number from 1"),
-        ('name,kind\n"anna,a\nberta,b\n', {"column": 1}, ", line 3: unexpected end of data; mend the quotes of this"),
+        ('name,kind\n"anna,a\nberta,b\n', {"column": 1}, ", line 3: unexpected end of data; fix the quotes of this"),
     ],
 )
 def test_an_unusable_list_is_refused_in_one_line(content, options, message, written):

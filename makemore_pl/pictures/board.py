@@ -21,14 +21,11 @@ COLUMNS = ("batch_size", "embedding_dim", "hidden_size", "lr", "optimizer")  # a
 
 
 class Board(Callback):
-    """Writes pictures and figures of a run to its TensorBoard logger; for an MLP and a NamesDataModule.
+    """Writes pictures, numbers and names of a run to its TensorBoard logger; for an MLP and a NamesDataModule.
 
     It draws before the first update, at the end, and at a few validations between: at step N the weights after N
     updates. It works on a copy of them on the CPU and on no global random generator, so the training is the same with
-    and without it.
-
-    Args:
-        recipe: the flags of the run as Markdown, its first text.
+    and without it. The recipe is the first text of the run, as Markdown.
     """
 
     logger: Any = None
@@ -45,7 +42,7 @@ class Board(Callback):
         data: NamesDataModule = trainer.datamodule  # type: ignore[attr-defined]
         train, val = data.count("train"), data.count("val")
         assert isinstance(pl_module, MLP)
-        self.still = type(pl_module)(**pl_module.hparams)
+        self.still = type(pl_module)(**pl_module.hparams).eval()
         self.points: Tensor | None = None
         self.characters = most_frequent(self.still.vocabulary, [train, val])
         self.contexts = frequent_contexts(val)
@@ -102,10 +99,6 @@ class Board(Callback):
 
 def frequent_contexts(counts: Counts) -> Tensor:
     """Finds the five most frequent contexts at the start of a word and the five inside: (10, T) int64 at most."""
-    X, often = counts.contexts, counts.totals()
-    starts = (X == 0).any(dim=1)
-    picked = []
-    for some in (starts, ~starts):
-        rows = X[some]
-        picked.append(rows[often[some].topk(min(5, len(rows))).indices])
-    return torch.cat(picked).cpu()
+    starts, often = (counts.contexts == 0).any(dim=1), counts.totals()
+    picked = [(often * some).topk(min(5, int(some.sum()))).indices for some in (starts, ~starts)]
+    return counts.contexts[torch.cat(picked)].cpu()

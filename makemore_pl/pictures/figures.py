@@ -49,7 +49,7 @@ def draw_letters(
 ) -> "Figure":
     """Draws the map of letters (makemore part 2: "visualize dimensions 0 and 1 of the embedding matrix C").
 
-    Of many tokens only those are drawn that are given, near the points (N, 2) of the previous picture.
+    Of many tokens only the N in `drawn` are, turned to be `near` their points (N, 2) in the previous picture.
     """
     drawn = most_frequent(vocabulary) if drawn is None else drawn
     points, share = flatten(C.detach().float().cpu()[drawn], near)
@@ -110,7 +110,7 @@ def draw_next(
 
 
 def saturated(h: Tensor) -> np.ndarray:
-    """Draws which tanh units h (R, H) are saturated after which contexts: a white column is a dead unit.
+    """Returns an image (R, H), white where a tanh unit h (R, H) is saturated: a white column is a dead unit.
 
     Above 0.99 a unit passes on hardly any gradient (makemore part 3).
     """
