@@ -279,5 +279,5 @@ def test_another_network_is_refused_and_another_optimizer_is_not(saved):
 
 def test_a_checkpoint_of_another_alphabet_is_refused(saved, trainer, towns):
     path, data = saved(SMALL()), NamesDataModule(str(towns[0]))
-    with pytest.raises(ValueError, match="^the model has another vocabulary than the checkpoint"):
+    with pytest.raises(ValueError, match=r"^the model has another vocabulary than"):
         trainer(max_steps=4).fit(SMALL(data.vocabulary.characters), data, ckpt_path=path, weights_only=True)
