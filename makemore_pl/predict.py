@@ -47,7 +47,7 @@ def mix_with_counting(model: MLP, data: NamesDataModule) -> None:
     """Has a model draw and score from its mixture with counting, in the shares that are best on val."""
     compared = Comparison(model.eval(), data.count("train"), data.count("val"))
     name, model.mixture = list(compared.predictors.items())[-1]
-    say(f"drawing from the {name}")
+    say(f"using the {name}")
 
 
 class NamesWriter(Callback):

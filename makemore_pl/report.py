@@ -68,7 +68,7 @@ def compare(
     Returns it and, by name, the windows to judge on: of some splits of `data`, and of their words not in train.
     """
     device = trainer.strategy.root_device
-    trainer.precision_plugin.convert_module(model.to(device))
+    trainer.precision_plugin.convert_module(model.eval().to(device))
 
     def network(X: Tensor) -> Tensor:
         with trainer.precision_plugin.forward_context():
@@ -100,10 +100,9 @@ def report(trainer: Trainer, model: MLP, data: NamesDataModule, predict: str) ->
     log_dir = trainer.log_dir  # a broadcast: all ranks call it
     if not trainer.is_global_zero:
         return
-    model.eval()
     ours = [each for each in trainer.checkpoint_callbacks if isinstance(each, RunCheckpoint) and each.path.exists()]
     for best in ours[:1]:  # the last one, where the run has no validation
-        model = type(model).load_from_checkpoint(best.path, map_location="cpu").eval()
+        model = type(model).load_from_checkpoint(best.path, map_location="cpu")
         score = best.best_model_score
         judged = f" (val/loss {four_digits(float(score))})" if score is not None else ""
         say(f"checkpoint: {shown(best.path)}{judged}")

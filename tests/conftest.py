@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from makemore_pl import cli, words
+from makemore_pl import MLP, cli, words
 
 ROOT = Path(__file__).parent.parent
 
@@ -18,6 +18,13 @@ settings.load_profile("any speed")
 
 # A shell has what it runs in the background ignore Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class Dropout(MLP):
+    """A network that is another one while it trains."""
+
+    def hidden(self, X):
+        return torch.dropout(super().hidden(X), 0.5, self.training)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import re
 import notebook
 import pytest
 import torch
+from conftest import Dropout
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -56,11 +57,6 @@ def test_pictures_come_at_the_start_at_the_end_and_few_between(shown):
     for tag in ("tanh/h", *(f"weights/{name}" for name in ("C", "W1", "b1", "W2", "b2"))):
         assert steps(found.Histograms(tag)) == STEPS
     assert steps(found.Tensors("sampled_names/text_summary")) == steps(found.Scalars("val/loss_kneser_ney")) == STEPS
-
-
-class Dropout(MLP):
-    def hidden(self, X):
-        return torch.dropout(super().hidden(X), 0.5, self.training)
 
 
 @pytest.mark.parametrize(

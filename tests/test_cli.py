@@ -11,7 +11,7 @@ import notebook
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, Dropout
 
 import makemore_pl
 from makemore_pl import MLP, cli
@@ -129,6 +129,15 @@ def test_words_held_out_in_a_file_are_judged_whole(folder, call, names):
     Path("list.txt").unlink()  # then there is nothing to count
     status, out, _ = call("validate", "--data.path", "heldout.txt")
     assert (status, "\nnetwork" in out, "Kneser-Ney" in out) == (0, True, False)
+
+
+def test_the_table_of_losses_is_computed_without_dropout(folder, capsys):
+    cli.CLI(Dropout, args=["fit", *map(str, FEW)])
+    capsys.readouterr()
+    cli.CLI(Dropout, args=["validate"])
+    out = capsys.readouterr().out
+    lightnings, ours = re.search(r"val/loss\D+([\d.]+)", out)[1], re.search(r"^network +([\d.]+)", out, re.M)[1]
+    assert float(lightnings) == pytest.approx(float(ours), abs=1e-4)
 
 
 @pytest.mark.parametrize("flag", ["--data.split_seed=7", "--data.train_fraction=0.7"])

@@ -4,6 +4,7 @@ from functools import partial
 import notebook
 import pytest
 import torch
+from conftest import Dropout
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
@@ -249,11 +250,6 @@ def test_a_checkpoint_loads_in_one_line_and_samples_in_another(saved):
     loaded = MLP.load_from_checkpoint(path)
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     assert loaded.sample(5, prompt="zo", seed=3) == model.sample(5, prompt="zo", seed=3)
-
-
-class Dropout(MLP):
-    def hidden(self, X):
-        return torch.dropout(super().hidden(X), 0.5, self.training)
 
 
 def test_names_are_drawn_and_scored_without_dropout_which_stays_for_training():

@@ -94,7 +94,7 @@ def test_names_may_come_from_the_mixture_with_counting(val_fraction, names, caps
     data = NamesDataModule(val_fraction=val_fraction)
     model = MLP(init="lecture")
     mix_with_counting(model, data)
-    network = int(re.fullmatch(r"drawing from the mixture \((\d+) % network\)\n", capsys.readouterr().err)[1])
+    network = int(re.fullmatch(r"using the mixture \((\d+) % network\)\n", capsys.readouterr().err)[1])
     counting = NGram.from_words(data.splits["train"], model.vocabulary, 3)
     drawn = model.sample(30)
     assert drawn != MLP(init="lecture").sample(30)
