@@ -66,9 +66,10 @@ class Vocabulary:
     def encode_words(self, words: Sequence[str]) -> Tensor:
         """Returns all words as one stream (N,) int64: the ids of each word, then a boundary; raises like `encode`."""
         # A lookup table indexed by code points: a loop over characters is 20 times slower.
-        table = torch.zeros(0x110000, dtype=torch.int64)
+        highest = ord(self.characters[-1]) if self.characters else 0
+        table = torch.zeros(highest + 2, dtype=torch.int64)  # the last entry is for all higher code points
         table[_code_points(self.characters)] = torch.arange(1, len(self))
-        stream = table[_code_points("".join(f"{word}\n" for word in words))]
+        stream = table[_code_points("".join(f"{word}\n" for word in words)).clamp(max=highest + 1)]
         # A line end has no id of its own, so it gives the boundary; and so does an unknown character.
         if (stream == BOUNDARY).sum() > len(words):
             for word in words:
